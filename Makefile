@@ -1,0 +1,74 @@
+# The only entry: `make test` runs every gate, `make serve` the server. Neither wants anything but make and Python 3.11.
+.DELETE_ON_ERROR:
+.PHONY: serve test e2e deps-debian clean
+
+BIN := .venv/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTHONS ?= python3 python3.13 python3.12 python3.11
+SERVE_EXTRAS ?=
+SERVE_ARGS ?=
+E2E_ARGS ?=
+E2E_EXTRAS ?= test
+
+# $(call make_venv,FOLDER): with the first of PYTHONS that is new enough and can make one. Debian ships venv apart.
+define make_venv
+for python in $(PYTHONS); do \
+	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	$$python -c 'import sys; print("$(1): Python", sys.version.split()[0])'; \
+	exec $$python -m venv --clear $(1); \
+done; \
+echo "no Python 3.11 or later with venv among: $(PYTHONS). On Debian: make deps-debian" >&2; exit 1
+endef
+
+serve: .venv/.serve
+	$(BIN)/tokenwire serve $(SERVE_ARGS)
+
+test: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
+
+# Each tests/e2e/requirements*.txt pins an environment of its own, .venv-e2e*: the official SDKs do not agree on their
+# dependencies. The tests run in the one of requirements.txt, else in .venv, and start the others as programs.
+E2E_PINS := $(wildcard tests/e2e/requirements*.txt)
+E2E_STAMPS := $(E2E_PINS:tests/e2e/requirements%.txt=.venv-e2e%/.stamp)
+E2E_VENV := $(if $(filter .venv-e2e/.stamp,$(E2E_STAMPS)),.venv-e2e,.venv)
+
+e2e: $(E2E_STAMPS) $(if $(filter .venv,$(E2E_VENV)),.venv/.dev)
+	$(E2E_VENV)/bin/python -m pytest tests/e2e $(E2E_ARGS)
+
+# One environment for serve and dev: its interpreter is made once, what is installed follows pyproject.toml.
+.venv/bin/python:
+	@$(call make_venv,.venv)
+
+.venv/.serve: pyproject.toml | .venv/bin/python
+	$(BIN)/python $(PIP_INSTALL) --editable .$(if $(SERVE_EXTRAS),'[$(SERVE_EXTRAS)]')
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# $(call e2e_venv,STEM): a rule each, and not one pattern rule, for % does not match the empty stem of requirements.txt.
+define e2e_venv
+.venv-e2e$(1)/.stamp: tests/e2e/requirements$(1).txt pyproject.toml
+	@$$(call make_venv,.venv-e2e$(1))
+	.venv-e2e$(1)/bin/python $$(PIP_INSTALL) $(if $(1),,--editable '.[$(E2E_EXTRAS)]') --requirement $$<
+	@touch $$@
+endef
+$(foreach pins,$(E2E_PINS),$(eval $(call e2e_venv,$(patsubst tests/e2e/requirements%.txt,%,$(pins)))))
+
+DEBIAN_PACKAGES := chromium chromium-driver curl strace gcc libc6-dev python3-venv
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo )
+
+deps-debian:
+	$(SUDO)apt-get update --quiet=2
+	$(SUDO)env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $(DEBIAN_PACKAGES)
+
+clean:
+	rm -rf .venv .venv-e2e* build dist htmlcov .coverage coverage.xml
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
+	find core backends adapters tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""tokenwire.adapters: where bytes go. Modules are imported by name."""

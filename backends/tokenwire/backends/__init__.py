@@ -1,0 +1,1 @@
+"""tokenwire.backends: where events come from. Modules are imported by name."""

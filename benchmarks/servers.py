@@ -1,0 +1,190 @@
+"""The servers that are compared: how each is started, what it needs, and what is known of its settings.
+
+Every server streams the same bytes, 20 times a second to each client, on one core, with access logs off, and answers GET
+/healthz. Each is given the settings of its own documentation that suit many small writes on one core.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads import STEP_NS, openai_chunk_payload
+
+__all__ = ["BASELINE", "SERVERS", "TARGETS", "Server", "Site", "StartError", "missing_modules", "prepare", "running"]
+
+HERE = Path(__file__).resolve().parent
+BASELINE = "c_loop"
+START_DEADLINE_S = 20.0
+
+
+class StartError(Exception):
+    """A server, or what it needs, that could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all servers of one invocation share.
+
+    Attributes:
+        scratch: a directory that is deleted afterwards; holds `payload`, the compiled loop, and the servers' output.
+        payload: file of the event's bytes.
+        c_loop: the compiled C loop.
+        python: interpreter of our own server.
+        peers_python: interpreter that has the peers installed.
+        core: the core the servers are pinned to; -1 for none.
+    """
+
+    scratch: Path
+    payload: Path
+    c_loop: Path
+    python: str
+    peers_python: str
+    core: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One row of the table.
+
+    Attributes:
+        command: makes the command line, given the site and a free port.
+        modules: what the interpreter must be able to import.
+        peer: runs in the peers' interpreter.
+    """
+
+    command: Callable[[Site, int], list[str]]
+    modules: tuple[str, ...] = ()
+    peer: bool = False
+
+
+def _c_loop(site: Site, port: int) -> list[str]:
+    return [str(site.c_loop), str(port), str(site.payload), str(STEP_NS)]
+
+
+def _tokenwire(loop: str) -> Callable[[Site, int], list[str]]:
+    step_ms = STEP_NS // 1_000_000
+    mock = f"--mock-ttft {step_ms}ms --mock-itl {step_ms}ms --mock-jitter 0 --mock-seed 7"
+    serve = f"-m tokenwire.adapters.cli serve --backend mock --loop {loop} {mock}"
+    return lambda site, port: [site.python, *serve.split(), "--port", str(port)]
+
+
+def _granian(mode: str) -> Callable[[Site, int], list[str]]:
+    flags = f"--interface asgi --http 1 --no-ws --workers 1 --loop uvloop --runtime-mode {mode} --runtime-threads 1"
+    run = f"-m granian {flags} --backlog 4096 --no-access-log --log-level warning bare_asgi:app"
+    return lambda site, port: [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
+
+
+def _uvicorn(site: Site, port: int) -> list[str]:
+    flags = "--loop uvloop --http httptools --ws none --lifespan off --no-access-log --log-level warning --backlog 4096"
+    return [site.peers_python, *f"-m uvicorn {flags} bare_asgi:app --host 127.0.0.1".split(), "--port", str(port)]
+
+
+SERVERS: dict[str, Server] = {
+    BASELINE: Server(_c_loop),
+    "tokenwire-asyncio": Server(_tokenwire("asyncio"), ("tokenwire.adapters.cli",)),
+    "tokenwire-uvloop": Server(_tokenwire("uvloop"), ("tokenwire.adapters.cli", "uvloop")),
+    "tokenwire-trio": Server(_tokenwire("trio"), ("tokenwire.adapters.cli", "trio")),
+    "granian": Server(_granian("st"), ("granian", "uvloop"), peer=True),
+    "uvicorn": Server(_uvicorn, ("uvicorn", "uvloop", "httptools"), peer=True),
+}
+TARGETS = ("tokenwire-asyncio", "tokenwire-uvloop", "tokenwire-trio")
+
+_FIND = (
+    "import importlib, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "    try:\n"
+    "        importlib.import_module(name)\n"
+    "    except ImportError:\n"
+    "        print(name)\n"
+)
+
+
+def missing_modules(server: Server, site: Site) -> list[str]:
+    """The modules that the server needs and its interpreter cannot import."""
+    python = site.peers_python if server.peer else site.python
+    command = [python, "-c", _FIND, *server.modules]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return found.stdout.split()
+
+
+def prepare(scratch: Path, peers_python: str, core: int, payload: Path | None) -> Site:
+    """Writes the payload and compiles the C loop into the scratch directory.
+
+    Raises:
+        StartError: there is no C compiler, or it refused.
+    """
+    bytes_sent = payload.read_bytes() if payload else openai_chunk_payload()
+    site = Site(scratch, scratch / "payload", scratch / "c_loop", sys.executable, peers_python, core)
+    site.payload.write_bytes(bytes_sent)
+    command = [os.environ.get("CC", "cc"), "-O2", "-o", str(site.c_loop), str(HERE / "c_loop.c")]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError as error:
+        raise StartError(f"no C compiler: {command[0]}") from error
+    except subprocess.CalledProcessError as error:
+        raise StartError(f"{' '.join(command)}\n{error.stderr}") from error
+    return site
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _await_health(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while not _is_healthy(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise StartError(f"{name} did not start (exit code {process.poll()}):\n{log.read_text()[-2000:]}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(name: str, site: Site) -> Iterator[tuple[int, int]]:
+    """A fresh process of the named server, answering; yields its pid and port, and kills it and its children afterwards.
+
+    Raises:
+        StartError: it ended, or did not answer in time; holds the end of its output.
+    """
+    port = _free_port()
+    log = site.scratch / f"{name}.log"
+    contain = [sys.executable, str(HERE / "contain.py"), str(site.core)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE / "peers"), os.environ.get("PYTHONPATH")))),
+        "TOKENWIRE_BENCH_PAYLOAD": str(site.payload),
+        "TOKENWIRE_BENCH_STEP_NS": str(STEP_NS),
+    }
+    command = contain + SERVERS[name].command(site, port)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        _await_health(name, process, port, log)
+        yield process.pid, port
+    finally:
+        # The group, not the process: granian serves from a child. It is killed outright, since nothing of it is kept.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,1 @@
+"""tokenwire.core.dialects: the languages that clients speak, one file each. Modules are imported by name."""

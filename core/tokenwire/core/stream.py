@@ -1,0 +1,277 @@
+"""One stream on the producing side: whatever a backend says becomes a legal run of events.
+
+A backend's author writes deltas and nothing else. `Stream` adds the StreamStart, assembles bytes to text, repairs
+surrogates, stops at stop strings and token limits that the backend does not know, counts tokens, ends choices that a
+StreamEnd leaves open, and reports usage before every terminal event. What it lets out follows the grammar of `states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .events import (
+    ChoiceEnd,
+    Event,
+    FinishReason,
+    StreamEnd,
+    StreamStart,
+    Terminal,
+    TextDelta,
+    TokenLogprob,
+    UsageReport,
+)
+from .states import Grammar, StreamState
+from .text import StopScanner, Utf8Assembler
+
+__all__ = ["Item", "Stream"]
+
+Item = Event | str | bytes
+"""What a backend may hand over: an event, a str for a TextDelta of choice 0, or bytes of its UTF-8."""
+
+
+class _Choice:
+    """What one choice still holds back, and how much of it has been said."""
+
+    __slots__ = ("assembler", "logprobs", "scanner", "tokens", "unsaid_tokens")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.assembler = Utf8Assembler()
+        self.scanner = StopScanner(stops) if stops else None
+        self.tokens = 0
+        self.unsaid_tokens = 0
+        self.logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Stream:
+    """A stream under the grammar.
+
+    Args:
+        start: the envelope; a StreamStart from the backend replaces its id, model, created and role.
+        stops: stop strings that the backend does not watch for itself.
+        max_tokens: the most tokens a choice may have, where the backend does not count them itself.
+
+    Attributes:
+        start: the envelope as it was, or will be, let out.
+        output_tokens: tokens let out so far, over all choices.
+        usage: the latest usage let out, each count the largest seen, or None.
+        terminal: the terminal event, once there is one.
+        cut_short: whether the stream ended by a rule of ours while the backend may still be at work.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_cut",
+        "_fast",
+        "_grammar",
+        "_max_tokens",
+        "_stops",
+        "cut_short",
+        "output_tokens",
+        "start",
+        "terminal",
+        "usage",
+    )
+
+    def __init__(self, start: StreamStart, *, stops: Sequence[str] = (), max_tokens: int | None = None) -> None:
+        self.start = start
+        self.output_tokens = 0
+        self.usage: UsageReport | None = None
+        self.terminal: Terminal | None = None
+        self.cut_short = False
+        self._stops = stops
+        self._max_tokens = max_tokens
+        self._grammar = Grammar()
+        self._choices: dict[int, _Choice] = {}
+        self._cut: set[int] = set()
+        self._fast = False
+
+    @property
+    def state(self) -> StreamState:
+        """The stream's state in the grammar."""
+        return self._grammar.state
+
+    def accept(self, items: Sequence[Item]) -> Sequence[Event]:
+        """Take what the backend said; let out what readers may hear.
+
+        After the terminal event everything is dropped: an engine whose step was under way when its stream was
+        cancelled has done nothing wrong.
+
+        Args:
+            items: in the order in which the backend said them.
+
+        Returns:
+            Events in legal order; may be empty, where text is held back.
+
+        Raises:
+            GrammarError: the backend broke the grammar. What came before the offender is lost with it; the caller ends
+                the stream with a StreamError.
+        """
+        if self._fast and len(items) == 1:
+            item = items[0]
+            if type(item) is TextDelta and item.choice == 0 and item.text and item.text.isascii():
+                self.output_tokens += item.token_count
+                return items  # type: ignore[return-value]  # the one item is an Event, as just tested
+        return self._accept(items)
+
+    def _accept(self, items: Sequence[Item]) -> list[Event]:
+        out: list[Event] = []
+        for item in items:
+            if self.terminal is not None:
+                break
+            self._take(item, out)
+        self._fast = (
+            self.start.choices == 1
+            and self._grammar.state is StreamState.OPEN
+            and not self._stops
+            and self._max_tokens is None
+            and not self._holds_text()
+        )
+        return out
+
+    def _holds_text(self) -> bool:
+        return any(choice.unsaid_tokens or choice.assembler.pending for choice in self._choices.values())
+
+    def _take(self, item: Item, out: list[Event]) -> None:
+        if isinstance(item, Terminal):
+            self._finish(item, out)
+            return
+        if self._grammar.state is StreamState.NEW:
+            self._begin(item, out)
+            if isinstance(item, StreamStart):
+                return
+        if isinstance(item, str):
+            item = TextDelta(item)
+        if isinstance(item, bytes):
+            self._take_bytes(item, out)
+        elif isinstance(item, TextDelta):
+            self._take_text(item, out)
+        elif isinstance(item, UsageReport):
+            self._report(item, out)
+        elif getattr(item, "choice", None) not in self._cut:
+            self._take_other(item, out)
+
+    def _begin(self, item: Item, out: list[Event]) -> None:
+        if isinstance(item, StreamStart):
+            self.start = StreamStart(item.id, item.model, item.created, item.role, self.start.choices)
+        self._emit(self.start, out)
+
+    def _emit(self, event: Event, out: list[Event]) -> None:
+        self._grammar.apply(event)
+        out.append(event)
+
+    def _take_other(self, event: Event, out: list[Event]) -> None:
+        if isinstance(event, ChoiceEnd):
+            self._flush(event.choice, out)
+        self._emit(event, out)
+        tokens = getattr(event, "token_count", 0)
+        if tokens:
+            self._count(event.choice, tokens, out)  # type: ignore[union-attr]  # what has token_count has a choice
+
+    def _choice(self, number: int) -> _Choice:
+        choice = self._choices.get(number)
+        if choice is None:
+            choice = self._choices[number] = _Choice(self._stops)
+        return choice
+
+    def _take_bytes(self, data: bytes, out: list[Event]) -> None:
+        if 0 in self._cut:
+            return
+        choice = self._choice(0)
+        self._say(0, choice, choice.assembler.receive_data(data), 1, None, out)
+
+    def _take_text(self, delta: TextDelta, out: list[Event]) -> None:
+        if delta.choice in self._cut:
+            return
+        choice = self._choice(delta.choice)
+        text = choice.assembler.repair(delta.text)
+        self._say(delta.choice, choice, text, delta.token_count, delta.logprobs, out)
+
+    def _say(
+        self,
+        number: int,
+        choice: _Choice,
+        text: str,
+        tokens: int,
+        logprobs: tuple[TokenLogprob, ...] | None,
+        out: list[Event],
+    ) -> None:
+        """Let text out as far as the stop strings allow, with the tokens and logprobs that it stands for."""
+        stop = None
+        if choice.scanner is not None:
+            text, stop = choice.scanner.scan(text)
+        choice.unsaid_tokens += tokens
+        if logprobs:
+            choice.logprobs = (choice.logprobs or ()) + logprobs
+        if text or choice.logprobs or stop is not None:
+            self._let_out(number, choice, text, out)
+        if stop is not None:
+            self._cut_choice(ChoiceEnd(number, FinishReason.STOP_SEQUENCE, stop), out)
+        else:
+            self._count(number, 0, out)
+
+    def _let_out(self, number: int, choice: _Choice, text: str, out: list[Event]) -> None:
+        tokens, choice.unsaid_tokens = choice.unsaid_tokens, 0
+        logprobs, choice.logprobs = choice.logprobs, None
+        if text or logprobs:
+            self._emit(TextDelta(text, number, tokens, logprobs), out)
+        self.output_tokens += tokens
+        choice.tokens += tokens
+
+    def _count(self, number: int, tokens: int, out: list[Event]) -> None:
+        """Count tokens of a choice, and cut it where a limit of ours is reached."""
+        self.output_tokens += tokens
+        choice = self._choice(number)
+        choice.tokens += tokens
+        limit = self._max_tokens
+        if limit is not None and choice.tokens + choice.unsaid_tokens >= limit:
+            self._flush(number, out)
+            self._cut_choice(ChoiceEnd(number, FinishReason.LENGTH), out)
+
+    def _cut_choice(self, end: ChoiceEnd, out: list[Event]) -> None:
+        self._emit(end, out)
+        self._cut.add(end.choice)
+        if self._grammar.state is StreamState.COMPLETE:
+            self.cut_short = True
+            self._finish(StreamEnd(), out)
+
+    def _flush(self, number: int, out: list[Event]) -> None:
+        """Let out what a choice holds back, because it ends."""
+        choice = self._choices.get(number)
+        if choice is None:
+            return
+        text = choice.assembler.flush()
+        if choice.scanner is not None:
+            released, stop = choice.scanner.scan(text)
+            text = released if stop is not None else released + choice.scanner.flush()
+        self._let_out(number, choice, text, out)
+
+    def _report(self, usage: UsageReport, out: list[Event]) -> None:
+        before = self.usage
+        if before is not None:
+            usage = UsageReport(*map(max, _counts(before), _counts(usage)))
+        self.usage = usage
+        self._emit(usage, out)
+
+    def _finish(self, terminal: Terminal, out: list[Event]) -> None:
+        if self._grammar.state is StreamState.NEW and isinstance(terminal, StreamEnd):
+            self._emit(self.start, out)
+        for number in self._grammar.open_choices():
+            self._flush(number, out)
+            if isinstance(terminal, StreamEnd):
+                called = self._grammar.calls_of(number)
+                self._emit(ChoiceEnd(number, FinishReason.TOOL_CALLS if called else FinishReason.STOP), out)
+        if self._grammar.state is not StreamState.NEW and self.usage is None:
+            self._report(UsageReport(0, self.output_tokens), out)
+        self._emit(terminal, out)
+        self.terminal = terminal
+        self._fast = False
+
+
+def _counts(usage: UsageReport) -> tuple[int, int, int, int, int]:
+    return (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+    )
