@@ -2,8 +2,8 @@
 
     python benchmarks/load.py --port PORT --pid SERVER_PID [--streams 256] [--seconds 6]
 
-It runs in a process of its own, on raw non-blocking sockets and epoll, does no more than count the ends of events, and prints
-one JSON object (`LoadResult`). It stops by itself: each phase has a deadline.
+It runs in a process of its own, on raw non-blocking sockets and epoll, does no more than count the ends of events, and
+prints one JSON object (`LoadResult`). It stops by itself: each phase has a deadline.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["LoadError", "LoadResult", "Reader", "measure"]
 
 OPEN_DEADLINE_S = 60.0
 MAX_OPENING = 64  # streams that wait for their first token at one time: under every server's accept queue
+QUIET_S = 0.005
 LATE_BELOW = 0.95  # of the tokens asked for
 _RECEIVE_SIZE = 16384
 _OK = b"HTTP/1.1 200 "
@@ -114,14 +115,26 @@ class Reader:
                 time.sleep(min(left, pause))
             self._poll(0 if pause else left)
 
-    def _poll(self, timeout: float) -> None:
-        for descriptor, _ in self._poller.poll(timeout, len(self._sockets) + 1):
+    def drain_until_quiet(self) -> None:
+        """Reads on until nothing has come for 5 ms, for at most two steps.
+
+        Both edges of a window lie there, so that it holds whole steps of a server that sends in steps, and no token
+        whose CPU time was spent outside it.
+        """
+        deadline = time.monotonic() + 2 / TOKENS_PER_SECOND
+        while self._poll(QUIET_S) and time.monotonic() < deadline:
+            pass
+
+    def _poll(self, timeout: float) -> bool:
+        ready = self._poller.poll(timeout, len(self._sockets) + 1)
+        for descriptor, _ in ready:
             data = self._sockets[descriptor].recv(_RECEIVE_SIZE)
             if descriptor in self._opening:
                 self._check_start(descriptor, data)
             if not data:
                 raise LoadError("the server ended a stream early")
             self._count(descriptor, data)
+        return bool(ready)
 
     def _check_start(self, descriptor: int, data: bytes) -> None:
         if data.startswith(b"HTTP/") and not data.startswith(_OK):
@@ -151,11 +164,15 @@ def _window(reader: Reader, pid: int, idle: Memory, options: argparse.Namespace)
     reader.drain_until(time.monotonic() + float(options.settle), pause)
     tree = process_tree(pid)
     busy = memory(tree)
+    reader.drain_until_quiet()
     tokens, received, reads, own = reader.tokens, reader.received, reader.reads, time.process_time_ns()
     start, cpu = time.monotonic(), cpu_ns(tree)
     reader.drain_until(start + seconds, pause)
+    reader.drain_until_quiet()
     cpu = cpu_ns(tree) - cpu
     elapsed = time.monotonic() - start
+    if reader.tokens == tokens:
+        raise LoadError("no token came in the window")
     return LoadResult(
         streams=streams,
         seconds=elapsed,

@@ -47,9 +47,9 @@ def process_tree(root: int) -> list[int]:
 def cpu_ns(pids: list[int]) -> int:
     """The CPU time that the processes have used, user and system, in nanoseconds.
 
-    Read from each process's CPU clock, whose id Linux makes from the pid (clock_getcpuclockid(3)). It is exact to the
-    scheduler's own count, holds all threads, also those that have ended, and is up to date for a thread that runs at this
-    moment; /proc/PID/stat counts in steps of 10 ms, and schedstat is a file per thread that lags for running ones.
+    Read from each process's CPU clock, whose id Linux makes from the pid (clock_getcpuclockid(3)). That is the
+    scheduler's own count, with all threads, also those that have ended, and up to date for one that runs right now;
+    /proc/PID/stat counts in steps of 10 ms, and schedstat is a file per thread that lags for running ones.
 
     Raises:
         OSError: a process of the list has ended.

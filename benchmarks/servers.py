@@ -1,7 +1,9 @@
 """The servers that are compared: how each is started, what it needs, and what is known of its settings.
 
-Every server streams the same bytes, 20 times a second to each client, on one core, with access logs off, and answers GET
-/healthz. Each is given the settings of its own documentation that suit many small writes on one core.
+Every server streams the same bytes, 20 times a second to each client, on one core, with access logs off, and answers
+GET /healthz. Each is given the settings of its own documentation that suit many small writes on one core. The limits
+on a graceful stop let the peers end soon after SIGTERM, which is what they get when this program dies before it can
+kill them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +82,15 @@ def _tokenwire(loop: str) -> Callable[[Site, int], list[str]]:
 
 def _granian(mode: str) -> Callable[[Site, int], list[str]]:
     flags = f"--interface asgi --http 1 --no-ws --workers 1 --loop uvloop --runtime-mode {mode} --runtime-threads 1"
-    run = f"-m granian {flags} --backlog 4096 --no-access-log --log-level warning bare_asgi:app"
+    flags += " --backlog 4096 --workers-kill-timeout 1"
+    run = f"-m granian {flags} --no-access-log --log-level warning bare_asgi:app"
     return lambda site, port: [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
 
 
 def _uvicorn(site: Site, port: int) -> list[str]:
-    flags = "--loop uvloop --http httptools --ws none --lifespan off --no-access-log --log-level warning --backlog 4096"
-    return [site.peers_python, *f"-m uvicorn {flags} bare_asgi:app --host 127.0.0.1".split(), "--port", str(port)]
+    flags = "--loop uvloop --http httptools --ws none --lifespan off --backlog 4096 --timeout-graceful-shutdown 1"
+    run = f"-m uvicorn {flags} --no-access-log --log-level warning bare_asgi:app"
+    return [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
 
 
 SERVERS: dict[str, Server] = {
@@ -162,8 +166,8 @@ def _await_health(name: str, process: subprocess.Popen[bytes], port: int, log: P
 
 
 @contextmanager
-def running(name: str, site: Site) -> Iterator[tuple[int, int]]:
-    """A fresh process of the named server, answering; yields its pid and port, and kills it and its children afterwards.
+def running(name: str, site: Site) -> Generator[tuple[int, int], None, None]:
+    """A fresh process of the named server, answering; yields pid and port, and kills it and its children afterwards.
 
     Raises:
         StartError: it ended, or did not answer in time; holds the end of its output.

@@ -1,10 +1,11 @@
 """The least that an ASGI application can do: pre-built bytes, one task and one wake-up per stream and step.
 
-ASGI has no push: `send` may suspend, so each stream needs its own task, and each token wakes it once. What is left to choose
-is how it is woken, and this is the cheapest way found: one future per step, shared by all streams, resolved by one timer.
-It costs a stream no timer, no future and no event of its own. (asyncio.sleep makes a timer, a future and a heap entry per
-stream and step; an asyncio.Event makes a future per waiter.) The message dict is built once and sent again, which neither
-server forbids nor changes.
+ASGI has no push: `send` may suspend, so each stream needs its own task, and each token wakes it once. What is left to
+choose is how it is woken, and this is the cheapest way found, in fairness to the peers: one future per step, shared
+by all streams, resolved by one timer. It costs a stream no timer, no future and no event of its own. An application
+that cancels tasks could not share one (cancelling a task cancels the future it waits on), and would pay more: an
+asyncio.Event makes a future per waiter, and asyncio.sleep a timer, a future and a heap entry per stream and step,
+near twice the CPU in all. The message dict is built once and sent again, which neither server forbids nor changes.
 
 The environment gives TOKENWIRE_BENCH_PAYLOAD, a file with the event's bytes, and TOKENWIRE_BENCH_STEP_NS.
 """

@@ -40,7 +40,9 @@ __all__ = [
     "Job",
     "ModelCard",
     "ParsedRequest",
+    "Principal",
     "Reply",
+    "RequestHead",
     "ResponseHead",
     "Sink",
     "Source",
@@ -51,6 +53,37 @@ __all__ = [
 EventT_co = TypeVar("EventT_co", covariant=True)
 
 Headers = tuple[tuple[str, str], ...]
+
+
+class Principal(Struct, frozen=True):
+    """Who asks. Every look-up of a stream is by (principal, id)."""
+
+    name: str = "anonymous"
+    """A stable name; never a key."""
+
+
+class RequestHead(Struct, frozen=True):
+    """How a request begins, whatever carried it."""
+
+    method: str
+    """The method, in upper case."""
+    path: str
+    """The target's path as it came, without query."""
+    query: str = ""
+    """The target's query as it came, without its question mark."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Names in lower case, in order."""
+    has_body: bool = False
+    """Whether a body was announced."""
+    content_length: int | None = None
+    """Its length in bytes where that was announced."""
+
+    def header(self, name: bytes) -> str | None:
+        """Return the first value of a header as latin-1 text, or None; `name` in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
 
 
 class ResponseHead(Struct, frozen=True):
@@ -222,7 +255,7 @@ class Framing(Protocol):
         ...
 
     def fold(self, template: Template) -> Folded:
-        """Wrap a template once, so that a token costs an escape and a concatenation."""
+        """Wrap a template once, so that a token costs an escape and a concatenation; called after `begin`."""
         ...
 
     def end(self) -> bytes:
@@ -311,5 +344,5 @@ class Carrier(Protocol):
         ...
 
     def settle(self, now: int) -> None:
-        """A delivery of this peer has ended or given up: go on with what comes after it."""
+        """A delivery of this peer has ended or given up: go on with what comes after it. Called after the batch."""
         ...

@@ -33,10 +33,10 @@ class TokenwireError(Exception):
     Catch it; do not raise it. A root that could be raised would tell nobody whose fault it was.
     """
 
-    def __new__(cls, *args: object, **kwargs: object) -> TokenwireError:
-        if cls is TokenwireError:
+    def __init__(self, *args: object) -> None:
+        if type(self) is TokenwireError:
             raise TypeError("TokenwireError is the root of a tree: raise one of its leaves")
-        return super().__new__(cls, *args)
+        super().__init__(*args)
 
 
 class LocalProtocolError(TokenwireError):

@@ -47,11 +47,6 @@ class LfSplitter:
         """How many bytes of an unfinished line are held."""
         return len(self._held)
 
-    @property
-    def between_lines(self) -> bool:
-        """Whether the next byte begins a line, whatever it is."""
-        return not self._held
-
     def receive_data(self, data: bytes) -> list[bytes]:
         """Takes bytes and gives the lines that they complete.
 
@@ -123,11 +118,6 @@ class AnyEndSplitter(LfSplitter):
         super().__init__(max_line_bytes=max_line_bytes)
         self._after_cr = False
 
-    @property
-    def between_lines(self) -> bool:
-        """Whether the next byte begins a line, whatever it is."""
-        return not self._held and not self._after_cr
-
     def receive_data(self, data: bytes) -> list[bytes]:
         """Takes bytes and gives the lines that they complete.
 
@@ -152,7 +142,7 @@ class AnyEndSplitter(LfSplitter):
 
 
 class LineDecoder(ABC, Generic[Item]):
-    """What the decoders of lines have in common: from open to closed, with results and errors in the order of the bytes.
+    """What the decoders of lines have in common: from open to closed, items and errors in the order of the bytes.
 
     Cutting the input differently changes neither the items nor the error nor their order: when one read completes items
     and then breaks a rule, the items are returned and the next call, whichever it is, raises the error.
@@ -214,8 +204,8 @@ class LineDecoder(ABC, Generic[Item]):
         self._raise_fault()
         if self._closed:
             return []
-        items: list[Item] = []
-        self._close(truncated=self._take_rest(items))
+        items, truncated = self._take_rest()
+        self._close(truncated=truncated)
         return items
 
     def _raise_fault(self) -> None:
@@ -233,5 +223,5 @@ class LineDecoder(ABC, Generic[Item]):
         """Interprets whole lines and appends what they complete."""
 
     @abstractmethod
-    def _take_rest(self, items: list[Item]) -> bool:
-        """Interprets what is held at the end of input; returns whether it is only a part of something."""
+    def _take_rest(self) -> tuple[list[Item], bool]:
+        """Interprets what is held at the end of input; returns the items and whether something was cut off."""

@@ -8,9 +8,11 @@ StreamEnd leaves open, and reports usage before every terminal event. What it le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from .events import (
     ChoiceEnd,
+    Delta,
     Event,
     FinishReason,
     StreamEnd,
@@ -21,7 +23,7 @@ from .events import (
     UsageReport,
 )
 from .states import Grammar, StreamState
-from .text import StopScanner, Utf8Assembler
+from .text import StopScanner, Utf8Assembler, has_surrogates
 
 __all__ = ["Item", "Stream"]
 
@@ -108,9 +110,9 @@ class Stream:
         """
         if self._fast and len(items) == 1:
             item = items[0]
-            if type(item) is TextDelta and item.choice == 0 and item.text and item.text.isascii():
+            if type(item) is TextDelta and item.choice == 0 and item.text and not has_surrogates(item.text):
                 self.output_tokens += item.token_count
-                return items  # type: ignore[return-value]  # the one item is an Event, as just tested
+                return cast("Sequence[Event]", items)
         return self._accept(items)
 
     def _accept(self, items: Sequence[Item]) -> list[Event]:
@@ -129,7 +131,7 @@ class Stream:
         return out
 
     def _holds_text(self) -> bool:
-        return any(choice.unsaid_tokens or choice.assembler.pending for choice in self._choices.values())
+        return any(choice.unsaid_tokens or choice.assembler.holds for choice in self._choices.values())
 
     def _take(self, item: Item, out: list[Event]) -> None:
         if isinstance(item, Terminal):
@@ -147,8 +149,10 @@ class Stream:
             self._take_text(item, out)
         elif isinstance(item, UsageReport):
             self._report(item, out)
-        elif getattr(item, "choice", None) not in self._cut:
+        elif not isinstance(item, StreamStart) and item.choice not in self._cut:
             self._take_other(item, out)
+        elif isinstance(item, StreamStart):
+            self._emit(item, out)
 
     def _begin(self, item: Item, out: list[Event]) -> None:
         if isinstance(item, StreamStart):
@@ -159,13 +163,13 @@ class Stream:
         self._grammar.apply(event)
         out.append(event)
 
-    def _take_other(self, event: Event, out: list[Event]) -> None:
+    def _take_other(self, event: Delta | ChoiceEnd, out: list[Event]) -> None:
         if isinstance(event, ChoiceEnd):
             self._flush(event.choice, out)
         self._emit(event, out)
-        tokens = getattr(event, "token_count", 0)
+        tokens: int = getattr(event, "token_count", 0)
         if tokens:
-            self._count(event.choice, tokens, out)  # type: ignore[union-attr]  # what has token_count has a choice
+            self._count(event.choice, tokens, out)
 
     def _choice(self, number: int) -> _Choice:
         choice = self._choices.get(number)
@@ -198,7 +202,8 @@ class Stream:
         """Let text out as far as the stop strings allow, with the tokens and logprobs that it stands for."""
         stop = None
         if choice.scanner is not None:
-            text, stop = choice.scanner.scan(text)
+            found = choice.scanner.scan(text)
+            text, stop = found.text, found.stop
         choice.unsaid_tokens += tokens
         if logprobs:
             choice.logprobs = (choice.logprobs or ()) + logprobs
@@ -241,8 +246,7 @@ class Stream:
             return
         text = choice.assembler.flush()
         if choice.scanner is not None:
-            released, stop = choice.scanner.scan(text)
-            text = released if stop is not None else released + choice.scanner.flush()
+            text = choice.scanner.scan(text).text + choice.scanner.flush()
         self._let_out(number, choice, text, out)
 
     def _report(self, usage: UsageReport, out: list[Event]) -> None:

@@ -11,9 +11,14 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Scan", "StopScanner", "Utf8Assembler"]
+__all__ = ["Scan", "StopScanner", "Utf8Assembler", "has_surrogates"]
 
 _search_surrogate = re.compile("[\ud800-\udfff]").search
+
+
+def has_surrogates(text: str) -> bool:
+    """Says whether a surrogate stands in the text: such text has no UTF-8."""
+    return not text.isascii() and _search_surrogate(text) is not None
 
 
 class Utf8Assembler:
@@ -30,6 +35,11 @@ class Utf8Assembler:
     def __init__(self) -> None:
         self._bytes = b""  # the beginning of a UTF-8 sequence, at most 3 bytes
         self._surrogate = ""  # a high surrogate or nothing
+
+    @property
+    def holds(self) -> bool:
+        """Whether a piece of a character is held."""
+        return bool(self._bytes or self._surrogate)
 
     def receive_data(self, data: bytes) -> str:
         """Takes bytes of UTF-8 and gives the text that is whole.
@@ -57,7 +67,7 @@ class Utf8Assembler:
             The text with pairs joined, also across pieces, and lone surrogates replaced. A high surrogate at its end is
             held.
         """
-        if not self._bytes and not self._surrogate and (text.isascii() or _search_surrogate(text) is None):
+        if not self._bytes and not self._surrogate and not has_surrogates(text):
             return text
         return self._join(text) if text else ""
 
@@ -100,8 +110,8 @@ class StopScanner:
     The stop string that ends first wins; of several that end there, the longest. Nothing of it and nothing after it is
     ever released. Held back is exactly the longest end of the text that may still become the winner.
 
-    It is an Aho-Corasick automaton: its state is that longest end, as a node of the tree of all stop strings, so the work
-    is linear in the text for any number of stop strings. How many there may be is for the request's limits to say.
+    It is an Aho-Corasick automaton: its state is that longest end, as a node of the tree of all stop strings, so the
+    work is linear in the text for any number of them. How many there may be is for the request's limits to say.
 
     Args:
         stops: the stop strings, in any order; none at all is allowed.
@@ -136,8 +146,8 @@ class StopScanner:
             text: the piece; empty text means nothing.
 
         Returns:
-            The text to release, and the stop string once one was found. After that, every scan releases nothing and names
-            the same stop string.
+            The text to release, and the stop string once one was found. After that, every scan releases nothing and
+            names the same stop string.
         """
         if not self._held and self._stop is None and self._search(text) is None:
             return Scan(text, None)
@@ -198,12 +208,14 @@ class StopScanner:
         self._stops[node] = stop
 
     def _link(self) -> None:
-        """Gives each node, shallow ones first, the node of its longest proper end; stop strings that end there, too."""
+        """Gives each node, shallow ones first, the node of its longest proper end.
+
+        No stop string needs handing down such a link: one that ended inside another would have made that one dead.
+        """
         level = list(self._next[0].values())
         while level:
             below: list[int] = []
             for node in level:
-                self._stops[node] = self._stops[node] or self._stops[self._fallbacks[node]]
                 for character, child in self._next[node].items():
                     self._fallbacks[child] = self._step(self._fallbacks[node], character)
                     below.append(child)

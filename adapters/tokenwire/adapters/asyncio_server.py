@@ -1,0 +1,55 @@
+"""asyncio, and uvloop under it, as the pump needs a loop: readiness, one timer, wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+
+from anyio.abc import TaskGroup
+
+__all__ = ["AsyncioReadiness", "readiness"]
+
+
+class AsyncioReadiness:
+    """The running asyncio loop as a `tokenwire.adapters.pump.Readiness`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        """Call back each time the socket can be read."""
+        self._loop.add_reader(sock.fileno(), callback)
+
+    def remove_reader(self, sock: socket.socket) -> None:
+        """Stop watching for reading."""
+        self._loop.remove_reader(sock.fileno())
+
+    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        """Call back each time the socket can be written."""
+        self._loop.add_writer(sock.fileno(), callback)
+
+    def remove_writer(self, sock: socket.socket) -> None:
+        """Stop watching for writing."""
+        self._loop.remove_writer(sock.fileno())
+
+    def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
+        """Set the one timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0, deadline - time.monotonic_ns()) / 1e9
+        self._timer = self._loop.call_later(delay, callback)
+
+    def wake_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop's next turn; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to call
+            self._loop.call_soon_threadsafe(callback)
+
+
+def readiness(tasks: TaskGroup) -> AsyncioReadiness:
+    """Make the running loop's readiness; asyncio needs no task for it."""
+    del tasks
+    return AsyncioReadiness()

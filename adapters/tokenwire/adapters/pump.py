@@ -1,0 +1,382 @@
+"""The byte path, one for all loops: accept, receive, hand over, write, block, close.
+
+It works on non-blocking sockets and calls the system itself: a token is written in the very call that made it. What a
+loop has to offer is in `Readiness`; the two server modules hold nothing else. The pump knows no protocol: what bytes mean
+is the connection's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from tokenwire.core.actions import Abort, Action, Close
+from tokenwire.core.connection import Connection, ConnectionOptions
+from tokenwire.core.contracts import Principal
+from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.service import Service
+
+from .timers import Timers
+
+__all__ = ["Peer", "Pump", "Readiness"]
+
+_log = logging.getLogger("tokenwire.server")
+
+_RECEIVE_BYTES: Final = 64 * 1024
+_BACKLOG_PER_TURN: Final = 64
+"""Connections accepted before the loop goes on: a burst of clients must not hold up running streams."""
+
+_ACCEPT_PAUSE_NS: Final = 200_000_000
+"""How long accepting rests when the process is out of file descriptors."""
+
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_NOTSENT_LOWAT: Final = 16 * 1024
+"""Bytes that the kernel takes beyond what is in flight. Without it a stalled reader swallows megabytes, tens of thousands
+of tokens, before anybody notices."""
+
+_SEND_BUFFER: Final = 64 * 1024
+"""The send buffer where the system has no TCP_NOTSENT_LOWAT."""
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Readiness(Protocol):
+    """What the pump needs of an event loop. Every method but `wake_soon` is called on the loop's thread."""
+
+    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        """Call back each time the socket can be read, until `remove_reader`."""
+        ...
+
+    def remove_reader(self, sock: socket.socket) -> None:
+        """Stop. Called before the socket is closed; harmless where nothing was added."""
+        ...
+
+    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        """Call back each time the socket can be written, until `remove_writer`."""
+        ...
+
+    def remove_writer(self, sock: socket.socket) -> None:
+        """Stop. Called before the socket is closed; harmless where nothing was added."""
+        ...
+
+    def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
+        """Set the one timer, in monotonic nanoseconds, moving it where it is set already."""
+        ...
+
+    def wake_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop's next turn; from any thread. After the loop's end, do nothing."""
+        ...
+
+
+class Peer:
+    """One connected socket; a `tokenwire.core.contracts.Carrier`."""
+
+    __slots__ = ("_closing", "_connection", "_due", "_eof", "_gone", "_out", "_pump", "_send", "_sock")
+
+    def __init__(self, sock: socket.socket, connection: Connection, pump: Pump) -> None:
+        self._sock = sock
+        self._send = sock.send
+        self._connection = connection
+        self._pump = pump
+        self._out: deque[bytes] = deque()
+        self._due: int | None = None
+        self._closing = False
+        self._eof = False
+        self._gone = False
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as far as they go and keep the rest; see `Carrier`."""
+        if self._out or self._gone:
+            self._out.append(data)
+            return
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.lose()
+            return
+        if sent != len(data):
+            self._block(data[sent:])
+
+    def settle(self, now: int) -> None:
+        """A delivery has ended or given up: let the connection go on."""
+        self._perform(self._connection.settle(now), now)
+
+    def start(self, now: int) -> None:
+        """Begin to receive."""
+        self._pump.readiness.add_reader(self._sock, self.receive)
+        self._schedule(now)
+
+    def receive(self) -> None:
+        """Take what has arrived."""
+        now = self._pump.now()
+        try:
+            data = self._sock.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.lose()
+            return
+        if data:
+            self._perform(self._connection.receive_data(data, now), now)
+            return
+        # The socket stays readable after its end; a loop that kept watching it would spin.
+        self._eof = True
+        self._pump.readiness.remove_reader(self._sock)
+        self._perform(self._connection.receive_eof(now), now)
+        self._drop_if_done()
+
+    def drain(self, now: int) -> None:
+        """The server is going down."""
+        self._perform(self._connection.drain(now), now)
+
+    def lose(self) -> None:
+        """The transport is gone, or must go: nothing more can be sent or received."""
+        if self._gone:
+            return
+        now = self._pump.now()
+        self._drop()
+        self._pump.dispatcher.perform(self._connection.lost(now), self, now)
+
+    def _block(self, rest: bytes) -> None:
+        self._out.append(rest)
+        self._pump.readiness.add_writer(self._sock, self._flush)
+        now = self._pump.now()
+        self._perform(self._connection.set_blocked(True, now), now)
+
+    def _flush(self) -> None:
+        """The socket takes bytes again: send what waits."""
+        now = self._pump.now()
+        try:
+            while self._out:
+                sent = self._send(self._out[0])
+                if sent == len(self._out[0]):
+                    self._out.popleft()
+                else:
+                    self._out[0] = self._out[0][sent:]
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass  # the usual end of a flush that has more to say; the writer stays added
+        except OSError:
+            self.lose()
+            return
+        if self._out:
+            self._perform(self._connection.set_blocked(True, now), now)
+            return
+        self._pump.readiness.remove_writer(self._sock)
+        self._perform(self._connection.set_blocked(False, now), now)
+        if self._closing:
+            self._shut_down()
+
+    def _perform(self, actions: Sequence[Action], now: int) -> None:
+        """Write what the connection has to say, then do what it asks."""
+        data = b"".join(self._connection.data_to_send())
+        if data:
+            self.write(data)
+        self._pump.dispatcher.perform(actions, self, now)
+        for action in actions:
+            if isinstance(action, Close):
+                self._close()
+            elif isinstance(action, Abort):
+                self._reset()
+        self._schedule(now)
+
+    def _close(self) -> None:
+        self._closing = True
+        if not self._out:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Say that we send no more; the peer's own end is awaited, so that it can read what we said last."""
+        if self._gone:
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop()
+            return
+        self._drop_if_done()
+
+    def _reset(self) -> None:
+        """Drop the connection with what the kernel still holds for it."""
+        if not self._gone:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self._drop()
+
+    def _drop_if_done(self) -> None:
+        if self._eof and self._closing and not self._out:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        self._out.clear()
+        self._pump.readiness.remove_reader(self._sock)
+        self._pump.readiness.remove_writer(self._sock)
+        self._sock.close()
+        self._pump.forget(self)
+
+    def _schedule(self, now: int) -> None:
+        """Have the connection's next deadline called, where it is earlier than the one that will be called anyway."""
+        deadline = None if self._gone else self._connection.next_deadline()
+        if deadline is not None and (self._due is None or deadline < self._due):
+            self._due = deadline
+            self._pump.timers.call_at(max(deadline, now), self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        now = self._pump.now()
+        if self._gone or self._due is None or self._due > now:
+            return
+        self._due = None
+        self._perform(self._connection.handle_deadline(now), now)
+
+
+class Pump:
+    """Listening sockets and their peers.
+
+    Args:
+        service: the application.
+        readiness: the loop.
+        now: the monotonic clock, in nanoseconds.
+        max_connections: peers at once; while there are as many, further ones wait in the kernel's backlog.
+        options: how patient connections are.
+
+    Attributes:
+        dispatcher: the sink and the doer of actions; set before the first `listen`.
+        timers: the server's deadlines.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        readiness: Readiness,
+        now: Callable[[], int],
+        *,
+        max_connections: int = 4096,
+        options: ConnectionOptions | None = None,
+    ) -> None:
+        self.service = service
+        self.readiness = readiness
+        self.now = now
+        self.timers = Timers(self._arm)
+        self.dispatcher: Dispatcher
+        self._max_connections = max_connections
+        self._options = options or ConnectionOptions()
+        self._principal = Principal()
+        self._listeners: list[socket.socket] = []
+        self._peers: set[Peer] = set()
+        self._accepting = False
+        self._idle: Callable[[], None] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many peers are connected."""
+        return len(self._peers)
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept from a listening, non-blocking socket, which the pump owns from now on."""
+        self._listeners.append(sock)
+        self._accepting = False
+        self._accept_again()
+
+    def drain(self, when_idle: Callable[[], None]) -> None:
+        """Take no new connection and no new stream; call back once the last peer has gone."""
+        self._idle = when_idle
+        self.service.draining = True
+        for sock in self._listeners:
+            self.readiness.remove_reader(sock)
+            sock.close()
+        self._listeners.clear()
+        now = self.now()
+        for peer in list(self._peers):
+            peer.drain(now)
+        self._tell_idle()
+
+    def end_streams(self) -> None:
+        """End every stream that still runs with an error that says why."""
+        self.dispatcher.shut_down(self.service.shutting_down(), self.now())
+
+    def close(self) -> None:
+        """Drop every peer and listener."""
+        for sock in self._listeners:
+            self.readiness.remove_reader(sock)
+            sock.close()
+        self._listeners.clear()
+        for peer in list(self._peers):
+            peer.lose()
+
+    def forget(self, peer: Peer) -> None:
+        """A peer has gone."""
+        self._peers.discard(peer)
+        if not self._accepting:
+            self._accept_again()
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._peers:
+            callback, self._idle = self._idle, None
+            callback()
+
+    def _arm(self, deadline: int) -> None:
+        self.readiness.set_timer(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.timers.run(self.now())
+
+    def _accept_again(self) -> None:
+        if self._accepting or len(self._peers) >= self._max_connections:
+            return
+        self._accepting = True
+        for sock in self._listeners:
+            self.readiness.add_reader(sock, lambda sock=sock: self._accept(sock))
+
+    def _stop_accepting(self) -> None:
+        self._accepting = False
+        for sock in self._listeners:
+            self.readiness.remove_reader(sock)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_BACKLOG_PER_TURN):
+            if len(self._peers) >= self._max_connections:
+                self._stop_accepting()
+                return
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                _log.warning("cannot accept: %s; resting", error.strerror)
+                self._stop_accepting()
+                self.timers.call_at(self.now() + _ACCEPT_PAUSE_NS, self._accept_again)
+                return
+            self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        _tune(sock)
+        now = self.now()
+        peer = Peer(sock, Connection(self.service, self._principal, now, self._options), self)
+        self._peers.add(peer)
+        peer.start(now)
+
+
+def _tune(sock: socket.socket) -> None:
+    """Send each token at once, and notice a reader that has stopped before megabytes are in the kernel."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if lowat is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

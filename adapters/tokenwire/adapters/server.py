@@ -1,0 +1,280 @@
+"""The bundled server: a backend, the service, the pump and the signals, on any of the loops.
+
+anyio serves what is neither per token nor per loop: the task group and the signals.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import anyio
+import anyio.abc
+from msgspec import Struct
+
+from tokenwire.backends.base import Backend
+from tokenwire.core.actions import Record
+from tokenwire.core.connection import ConnectionOptions
+from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.service import Service, ServiceOptions
+
+from .pump import Pump, Readiness
+
+__all__ = ["LOOPS", "Server", "ServerOptions", "WorldFacts", "bind", "run"]
+
+_log = logging.getLogger("tokenwire.server")
+_access = logging.getLogger("tokenwire.access")
+
+_SECOND: Final = 1_000_000_000
+_BACKLOG: Final = 1024
+_ID_BYTES: Final = 12
+"""Random bytes of a stream's id: 96 bits cannot be guessed."""
+
+
+class ServerOptions(Struct, frozen=True, kw_only=True):
+    """What an operator may set about the server as a whole."""
+
+    service: ServiceOptions = ServiceOptions()
+    """What may be asked."""
+    connection: ConnectionOptions = ConnectionOptions()
+    """How patient connections are."""
+    max_connections: int = 4096
+    """Peers at once."""
+    drain_ns: int = 30 * _SECOND
+    """How long running streams may go on after the first signal."""
+
+
+class WorldFacts:
+    """Ids from the system's randomness, the wall clock from the system's clock."""
+
+    def new_id(self) -> str:
+        """Make an id that nobody can guess."""
+        return secrets.token_hex(_ID_BYTES)
+
+    def wall_s(self) -> int:
+        """Read the wall clock, in whole seconds of Unix time."""
+        return int(time.time())
+
+
+class _Runtime:
+    """The loop as the backend sees it; a `tokenwire.backends.base.Runtime`."""
+
+    def __init__(self, pump: Pump, tasks: anyio.abc.TaskGroup) -> None:
+        self._pump = pump
+        self._tasks = tasks
+
+    def now(self) -> int:
+        return self._pump.now()
+
+    def wake_soon(self, callback: Callable[[], None]) -> None:
+        self._pump.readiness.wake_soon(callback)
+
+    def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
+        self._pump.timers.call_at(deadline, callback)
+
+    def start_task(self, main: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.start_soon(self._run, main)
+
+    async def _run(self, main: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await main()
+        except Exception:
+            _log.exception("a backend's task failed")
+
+
+class Server:
+    """A running server, inside an event loop.
+
+    Args:
+        backend: where events come from.
+        readiness: the loop.
+        tasks: a task group that lives as long as the server.
+        options: what the operator set.
+    """
+
+    def __init__(
+        self, backend: Backend, readiness: Readiness, tasks: anyio.abc.TaskGroup, options: ServerOptions | None = None
+    ) -> None:
+        self.options = options or ServerOptions()
+        self.service = Service(
+            models=backend.models, honours=backend.honours, facts=WorldFacts(), options=self.options.service
+        )
+        self.pump = Pump(
+            self.service,
+            readiness,
+            time.monotonic_ns,
+            max_connections=self.options.max_connections,
+            options=self.options.connection,
+        )
+        self.pump.dispatcher = Dispatcher(
+            self.service,
+            backend,
+            log=log_record,
+            report=_report,
+            yield_to_loop=lambda: readiness.wake_soon(self._resume),
+        )
+        self._backend = backend
+        self._stopping = anyio.Event()
+        self._idle = anyio.Event()
+        self._signals = 0
+        backend.attach(_Runtime(self.pump, tasks), self.pump.dispatcher)
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve until `stop` is called twice, or once and every stream has ended; then let go of everything."""
+        for sock in listeners:
+            self.pump.listen(sock)
+        try:
+            await self._stopping.wait()
+            if not await self._wait_until_idle(self.options.drain_ns / _SECOND):
+                self.pump.end_streams()
+                await self._wait_until_idle(self.options.connection.linger_ns / _SECOND)
+        finally:
+            self.pump.close()
+            self._backend.close()
+
+    def stop(self) -> None:
+        """Drain on the first call, end at once on the second."""
+        self._signals += 1
+        if self._signals == 1:
+            _log.info("draining: %d streams run; ask again to stop now", self.pump.dispatcher.streams)
+            self._stopping.set()
+            self.pump.drain(self._idle.set)
+        elif not self._idle.is_set():
+            _log.info("stopping now")
+            self.pump.end_streams()
+            self._idle.set()
+
+    async def _wait_until_idle(self, seconds: float) -> bool:
+        with anyio.move_on_after(seconds):
+            await self._idle.wait()
+        return self._idle.is_set()
+
+    def _resume(self) -> None:
+        self.pump.dispatcher.resume(self.pump.now())
+
+
+class Loop(NamedTuple):
+    """How to run on one kind of loop."""
+
+    backend: str
+    """anyio's name for it."""
+    options: Mapping[str, Any]
+    """anyio's options for it."""
+    module: str
+    """Our module with its readiness."""
+
+
+LOOPS: Final[Mapping[str, Loop]] = {
+    "asyncio": Loop("asyncio", {}, "asyncio_server"),
+    "uvloop": Loop("asyncio", {"use_uvloop": True}, "asyncio_server"),
+    "trio": Loop("trio", {}, "trio_server"),
+}
+"""The loops by the names that `--loop` takes."""
+
+
+def run(
+    backend: Backend,
+    listeners: Sequence[socket.socket],
+    *,
+    loop: str = "asyncio",
+    options: ServerOptions | None = None,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve on a loop of its own until SIGTERM or SIGINT.
+
+    Args:
+        backend: where events come from.
+        listeners: listening sockets, owned by the server from now on.
+        loop: a key of `LOOPS`.
+        options: what the operator set.
+        started: called once the server accepts.
+
+    Raises:
+        ImportError: the loop's package is not installed.
+    """
+    choice = LOOPS[loop]
+    module = importlib.import_module(f"tokenwire.adapters.{choice.module}")
+    main = partial(_main, module.readiness, backend, listeners, options, started)
+    anyio.run(main, backend=choice.backend, backend_options=dict(choice.options))
+
+
+async def _main(
+    readiness: Callable[[anyio.abc.TaskGroup], Readiness],
+    backend: Backend,
+    listeners: Sequence[socket.socket],
+    options: ServerOptions | None,
+    started: Callable[[], None],
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        server = Server(backend, readiness(tasks), tasks, options)
+        tasks.start_soon(_obey_signals, server)
+        started()
+        await server.serve(listeners)
+        tasks.cancel_scope.cancel()
+
+
+async def _obey_signals(server: Server) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            server.stop()
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address of a host name.
+
+    Args:
+        host: a name or an address.
+        port: the port; 0 for any, then the same for all addresses.
+
+    Returns:
+        Non-blocking listening sockets, at least one.
+
+    Raises:
+        OSError: the name is unknown, or the port is taken.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        chosen = listeners[0].getsockname()[1] if listeners and not port else port
+        sock = socket.socket(family, kind, protocol)
+        listeners.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((address[0], chosen, *address[2:]))
+            sock.listen(_BACKLOG)
+        except OSError:
+            for opened in listeners:
+                opened.close()
+            raise
+        sock.setblocking(False)
+    return listeners
+
+
+def log_record(record: Record) -> None:
+    """Log one answered request in one line."""
+    facts = [f"{record.method} {record.path} {record.status} {record.end}"]
+    shown = (
+        ("dialect", record.dialect),
+        ("stream", record.stream_id),
+        ("model", record.model),
+        ("tokens", record.tokens or None),
+        ("ttft_ms", None if record.first_token_ns is None else f"{record.first_token_ns / 1e6:.1f}"),
+        ("ms", f"{record.duration_ns / 1e6:.1f}"),
+        ("bytes", record.sent_bytes or None),
+        ("error", record.error and repr(record.error)),
+    )
+    facts += [f"{name}={value}" for name, value in shown if value is not None]
+    _access.info(" ".join(facts))
+
+
+def _report(error: Exception, stream_id: str) -> None:
+    _log.error("the backend failed on stream %s", stream_id, exc_info=error)

@@ -1,0 +1,223 @@
+"""Batches in, deliveries fed, cancellations out: where a backend's steps meet the readers.
+
+One engine step hands over a batch. Each stream's items pass its grammar, each reader's delivery makes bytes of them, and
+the bytes go to the transport, all in that one call: no task, no queue, no wake-up per token. After the batch, and never
+in the middle of it, backends are called: to cancel, to pause, to start what waited.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Final, cast
+
+from .actions import Action, Cancel, Pause, Record, Resume, Start, Wait
+from .contracts import Batch, Carrier, Source
+from .errors import GrammarError
+from .events import ErrorKind, Event, StreamCancelled, StreamError
+from .line import Line
+from .service import Service
+from .stream import Item
+
+__all__ = ["STREAMS_PER_TURN", "Dispatcher"]
+
+STREAMS_PER_TURN: Final = 512
+"""Streams that are fed before the loop gets a turn: about 5 ms of work, so that a large batch does not hold up others."""
+
+
+class Dispatcher:
+    """Feeds readers; a `tokenwire.core.contracts.Sink`.
+
+    Args:
+        service: counts the streams.
+        source: the backend.
+        log: takes each answered request's Record.
+        report: takes the exception of a backend whose `start` raised, with the stream's id.
+        yield_to_loop: asks for `resume` to be called in the loop's next turn.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        source: Source,
+        *,
+        log: Callable[[Record], None],
+        report: Callable[[Exception, str], None],
+        yield_to_loop: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._source = source
+        self._log = log
+        self._report = report
+        self._yield_to_loop = yield_to_loop
+        self._lines: set[Line] = set()
+        self._deferred: deque[tuple[Line, Sequence[Item]]] = deque()
+        self._starts: deque[Line] = deque()
+        self._cancels: deque[Line] = deque()
+        self._settles: deque[Carrier] = deque()
+        self._working = False
+
+    @property
+    def streams(self) -> int:
+        """How many streams are on their way, those that wait included."""
+        return len(self._lines)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether a part of a batch waits for `resume`."""
+        return bool(self._deferred)
+
+    def deliver(self, batch: Batch, now: int) -> None:
+        """Take one engine step's items, encode them and write them; see `Sink`."""
+        # Backends know a Line as an opaque handle; they hand back the very objects that they were given.
+        lines = cast("Sequence[tuple[Line, Sequence[Item]]]", batch)
+        if self._deferred:
+            self._deferred.extend(lines)
+            return
+        iterator = iter(lines)
+        self._feed(islice(iterator, STREAMS_PER_TURN), now)
+        self._deferred.extend(iterator)
+        if self._deferred:
+            self._yield_to_loop()
+        self._after_batch(now)
+
+    def resume(self, now: int) -> None:
+        """Go on with a batch that was larger than a turn."""
+        turn = [self._deferred.popleft() for _ in range(min(STREAMS_PER_TURN, len(self._deferred)))]
+        self._feed(iter(turn), now)
+        if self._deferred:
+            self._yield_to_loop()
+        self._after_batch(now)
+
+    def perform(self, actions: Sequence[Action], carrier: Carrier, now: int) -> None:
+        """Do what a connection asks, as far as it concerns streams; Close and Abort are for its carrier.
+
+        Args:
+            actions: in order.
+            carrier: the connection's own.
+            now: monotonic nanoseconds.
+        """
+        for action in actions:
+            match action:
+                case Start():
+                    self._bind(action.stream, carrier)
+                    self._starts.append(action.stream)
+                case Wait():
+                    self._bind(action.stream, carrier)
+                case Cancel():
+                    self._cancel(action)
+                case Pause():
+                    self._set_blocked(action.stream, True)
+                case Resume():
+                    self._set_blocked(action.stream, False)
+                case Record():
+                    self._log(action)
+                case _:
+                    pass  # Close and Abort
+        self._after_batch(now)
+
+    def shut_down(self, error: StreamError, now: int) -> None:
+        """End every stream with an error."""
+        self.deliver([(line, (error,)) for line in self._lines], now)
+        while self._deferred:
+            self.resume(now)
+
+    def _feed(self, batch: Iterator[tuple[Line, Sequence[Item]]], now: int) -> None:
+        outer, self._working = self._working, True
+        try:
+            for line, items in batch:
+                stream = line.stream
+                try:
+                    events = stream.accept(items)
+                except GrammarError as error:
+                    events = self._broken(line, error)
+                if not events:
+                    continue
+                for reader in line.readers:
+                    data = reader.deliver(events, now)
+                    if data:
+                        reader.write(data)
+                    elif reader.delivery.overflowed:
+                        self._settles.append(reader.carrier)
+                if stream.terminal is not None and line in self._lines:
+                    self._retire(line)
+        finally:
+            self._working = outer
+
+    def _broken(self, line: Line, error: GrammarError) -> Sequence[Event]:
+        stream = line.stream
+        self._report(error, stream.start.id)
+        stream.cut_short = True
+        message = "The backend broke the rules of a stream; the server's log says how."
+        return stream.accept((StreamError(ErrorKind.SERVER, message, "backend_error"),))
+
+    def _retire(self, line: Line) -> None:
+        """Let a line go whose stream has ended."""
+        self._lines.discard(line)
+        self._settles.extend(reader.carrier for reader in line.readers)
+        if line.stream.cut_short:
+            self._cancels.append(line)
+        self._leave(line)
+
+    def _leave(self, line: Line) -> None:
+        successor = self._service.admission.leave(line)
+        if successor is not None:
+            self._starts.append(successor)
+
+    def _bind(self, line: Line, carrier: Carrier) -> None:
+        line.bind(carrier)
+        self._lines.add(line)
+
+    def _cancel(self, action: Cancel) -> None:
+        line = action.stream
+        line.unbind()
+        if line not in self._lines:
+            return
+        line.stream.accept((StreamCancelled(action.by),))
+        self._lines.discard(line)
+        self._cancels.append(line)
+        self._leave(line)
+
+    def _set_blocked(self, line: Line, blocked: bool) -> None:
+        line.blocked = blocked
+        if line.job is not None and line in self._lines:
+            line.job.set_blocked(blocked)
+
+    def _after_batch(self, now: int) -> None:
+        """Call carriers and backends, until there is nothing left to tell them.
+
+        What they do meanwhile may ask for more of the same; the outermost call sees to it.
+        """
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._settles or self._cancels or self._starts:
+                if self._settles:
+                    self._settles.popleft().settle(now)
+                elif self._cancels:
+                    self._cancel_job(self._cancels.popleft())
+                else:
+                    self._start(self._starts.popleft(), now)
+        finally:
+            self._working = False
+
+    def _cancel_job(self, line: Line) -> None:
+        job, line.job = line.job, None
+        if job is not None:
+            job.cancel()
+
+    def _start(self, line: Line, now: int) -> None:
+        if line.stream.terminal is not None:
+            return
+        try:
+            line.job = self._source.start(line, line.request)
+        except Exception as error:  # noqa: BLE001  # a backend's bug must end one stream, not the server
+            self._report(error, line.stream.start.id)
+            message = f"The backend could not start ({type(error).__name__})."
+            failure = StreamError(ErrorKind.SERVER, message, "backend_error", retryable=True)
+            self._feed(iter([(line, (failure,))]), now)
+            return
+        if line.blocked:
+            line.job.set_blocked(True)
