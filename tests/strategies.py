@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ __all__ = ["any_text", "legal_streams", "splits", "texts", "token_logprobs"]
 
 AWKWARD = '\u2028\u2029\x85\x0b\x1c\x7f\ufeff\ufffd"\\\r\n\t\0é€𝄞[]{}:'
 
-texts = st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from(AWKWARD)), max_size=12)
+texts = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(AWKWARD)), max_size=12)
 """Text without surrogates, with more than its share of what breaks framings."""
 
 any_text = st.text(st.one_of(st.characters(), st.sampled_from(AWKWARD + "\ud83d\ude00\ud800")), max_size=12)
@@ -157,4 +158,4 @@ def splits(draw: st.DrawFn, data: bytes) -> list[bytes]:
     """Cut bytes anywhere into pieces, none of them empty."""
     cuts = sorted(draw(st.sets(st.integers(1, max(len(data) - 1, 1)), max_size=8)))
     edges = [0, *cuts, len(data)]
-    return [piece for begin, end in zip(edges, edges[1:], strict=False) if (piece := data[begin:end])]
+    return [piece for begin, end in pairwise(edges) if (piece := data[begin:end])]

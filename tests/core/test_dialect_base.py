@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.strategies import any_text, texts
+
 from tokenwire.core.collect import Result
 from tokenwire.core.dialects import base
 from tokenwire.core.dialects.base import ERRORS, Fields, Parameter, ParameterTable, Policy
@@ -118,12 +118,15 @@ def test_an_error_comes_back_from_openais_shape_where_its_word_is_its_own(kind: 
         ({"message": "m", "code": 599}, StreamError(ErrorKind.SERVER, "m", "599", status=599)),
         ({"message": "m", "code": 7}, StreamError(ErrorKind.SERVER, "m", "7")),
         ({"message": "m", "status": 503}, StreamError(ErrorKind.UNAVAILABLE, "m", status=503)),
-        ({"message": "m", "type": "x", "code": "model_not_found"}, StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found")),
+        (
+            {"message": "m", "type": "x", "code": "model_not_found"},
+            StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found"),
+        ),
         ({"detail": [1]}, StreamError(ErrorKind.SERVER, "[1]")),
         ({"odd": 1}, StreamError(ErrorKind.SERVER, '{"odd":1}')),
         ([1, 2], StreamError(ErrorKind.SERVER, "[1,2]")),
     ],
-)  # fmt: skip
+)
 def test_an_error_is_read_from_any_shape(value: object, expected: StreamError) -> None:
     assert base.error_from_wire(value) == expected
 
@@ -141,7 +144,11 @@ def test_fields_are_read_by_their_types_and_null_means_not_said() -> None:
     [
         ('{"count":"2"}', "count", "Invalid value for 'count': expected `int`, got `str`."),
         ('{"count":6}', "count", "Invalid value for 'count': expected `int` <= 5."),
-        ('{"points":[{"x":1},{"x":null}]}', "points[1].x", "Invalid value for 'points[1].x': expected `int`, got `null`."),
+        (
+            '{"points":[{"x":1},{"x":null}]}',
+            "points[1].x",
+            "Invalid value for 'points[1].x': expected `int`, got `null`.",
+        ),
         ('{"points":[{}]}', "points[0].x", "Missing required parameter: 'points[0].x'."),
         ('{"sizes":{"a":"b"}}', "sizes[...]", "Invalid value for 'sizes[...]': expected `int`, got `str`."),
         ("[]", None, "The body must be a JSON object."),
@@ -149,11 +156,15 @@ def test_fields_are_read_by_their_types_and_null_means_not_said() -> None:
         ("", None, "The body is not valid JSON: Input data was truncated."),
         ("{", None, "The body is not valid JSON: Input data was truncated."),
         ('{"note":"\\ud800"}', None, "The body escapes a lone surrogate (\\ud800 to \\udfff), which is no character."),
-        ('{"note":"\\udc00 and more"}', None, "The body escapes a lone surrogate (\\ud800 to \\udfff), which is no character."),
+        (
+            '{"note":"\\udc00 and more"}',
+            None,
+            "The body escapes a lone surrogate (\\ud800 to \\udfff), which is no character.",
+        ),
         (b'{"note":"\xff"}', None, "The body is not UTF-8 at byte 9."),
         (b"\xef\xbb\xbf{}", None, "The body is not valid JSON: JSON is malformed: invalid character (byte 0)."),
     ],
-)  # fmt: skip
+)
 def test_a_bad_body_is_refused_with_the_path(body: str | bytes, param: str | None, message: str) -> None:
     error = refusal(body)
     assert (error.kind, error.param, error.message) == (ErrorKind.INVALID_REQUEST, param, message)

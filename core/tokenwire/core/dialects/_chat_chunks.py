@@ -152,7 +152,7 @@ def _repair_chunk(data: str | bytes) -> WireChunk:
         raise MalformedData(f"a chunk is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise MalformedData("a chunk is not a JSON object")
-    members = _object(value)
+    members = _object(cast("object", value))
     choices = [_repair_choice(_object(choice)) for choice in _list(members.get("choices"))]
     usage = members.get("usage")
     return WireChunk(
@@ -160,7 +160,7 @@ def _repair_chunk(data: str | bytes) -> WireChunk:
         _integer(members.get("created")),
         _string(members.get("model")),
         choices,
-        _repair_usage(_object(usage)) if isinstance(usage, dict) else None,
+        _repair_usage(_object(usage)) if usage else None,
         members.get("error"),
     )
 
@@ -185,7 +185,7 @@ def _repair_delta(members: dict[str, Any]) -> WireDelta:
         _joined(members.get("reasoning")),
         _joined(members.get("refusal")),
         [_repair_call(_object(call)) for call in _list(members.get("tool_calls"))],
-        _repair_function(_object(called)) if isinstance(called, dict) else None,
+        _repair_function(_object(called)) if called else None,
     )
 
 
@@ -218,12 +218,12 @@ def _repair_usage(members: dict[str, Any]) -> WireUsage:
     )
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _list(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def _string(value: object) -> str | None:
@@ -243,5 +243,7 @@ def _joined(value: object) -> str | None:
     """Take text, also as a list of parts, of which those that are text count."""
     if not isinstance(value, list):
         return _string(value)
-    parts = [part if isinstance(part, str) else _string(_object(part).get("text")) for part in _list(value)]
+    parts = [
+        part if isinstance(part, str) else _string(_object(part).get("text")) for part in _list(cast("object", value))
+    ]
     return "".join(part for part in parts if part)

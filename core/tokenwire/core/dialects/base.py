@@ -500,9 +500,11 @@ def escape_ascii(text: str) -> bytes:
     """
     if text.isascii():
         return _encode(text)
-    if _search_surrogate(text) is not None:
-        text = repair_surrogates(text)
-    return encode_basestring_ascii(text).encode()
+    escaped = encode_basestring_ascii(text)
+    # Only what has surrogates, or needs pairs of them, is escaped so: the usual text is not searched.
+    if "\\ud" in escaped and _search_surrogate(text) is not None:
+        escaped = encode_basestring_ascii(repair_surrogates(text))
+    return escaped.encode()
 
 
 def encode_json(value: object) -> bytes:
@@ -525,7 +527,7 @@ def encode_json_ascii(value: object) -> bytes:
 
 def clamp_logprob(value: float) -> float:
     """Make a log probability one that JSON can say: minus infinity and NaN become MIN_LOGPROB."""
-    return max(value, MIN_LOGPROB)
+    return max(MIN_LOGPROB, value)  # in this order NaN loses, for no comparison with it is true
 
 
 def finished(result: Result) -> tuple[StreamStart, UsageReport]:

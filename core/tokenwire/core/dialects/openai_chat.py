@@ -97,6 +97,10 @@ class ChatEncoder:
 
     def encode(self, event: Event, number: int) -> bytes:  # noqa: ARG002  # chunks have no numbers
         """Encode any event; b"" where the dialect says nothing."""
+        if type(event) is TextDelta and event.logprobs is None:
+            template = self._templates.get(event.choice)
+            if template is not None:
+                return template.prefix + escape_utf8(event.text) + template.suffix
         match event:
             case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStart() | ToolCallDelta() | ChoiceEnd():
                 return self._open_up_to(event.choice) + self._encode_in_choice(event)
@@ -167,7 +171,7 @@ class ChatEncoder:
                 )
 
     def _encode_usage(self) -> bytes:
-        """Write the chunk that must be the last: openai-python's helper takes the usage of whatever chunk comes last."""
+        """Write the chunk that must be the last, for openai-python's helper takes the usage of whatever chunk is."""
         if not self._include_usage or self._usage is None:
             return b""
         return b'%b],"usage":%b}\n\n' % (self._head, encode_json(usage_object(self._usage)))
@@ -189,7 +193,7 @@ class OpenAIChat:
         """Read a request; see `contracts.Dialect`."""
         return parse_chat_request(body, honoured)
 
-    def encoder(self, request: GenerationRequest, stream_id: str) -> ChatEncoder:  # noqa: ARG002  # not on this wire
+    def encoder(self, request: GenerationRequest, stream_id: str) -> ChatEncoder:  # noqa: ARG002  # not shown
         """Make the encoder of one stream; its chunks repeat the StreamStart's id."""
         return ChatEncoder(include_usage=request.include_usage)
 

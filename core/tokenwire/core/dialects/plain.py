@@ -169,21 +169,24 @@ class PlainEncoder:
             case ChoiceEnd():
                 self._end = event
                 return b""
+            case TextDelta():
+                return self._frame(b'{"token":%b}' % escape_ascii(event.text), number)
             case _:
                 return self._event(_delta_object(event), number)
 
     def _event(self, value: dict[str, object], number: int) -> bytes:
+        return self._frame(encode_json_ascii(value), number)
+
+    def _frame(self, data: bytes, number: int) -> bytes:
         retry = b"" if self._begun else b"\nretry: %d" % RETRY_MS
         self._begun = True
-        return b"data: %b%b%d%b\n\n" % (encode_json_ascii(value), self._id, number, retry)
+        return b"data: %b%b%d%b\n\n" % (data, self._id, number, retry)
 
 
 def _delta_object(
-    event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelta,
+    event: ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelta,
 ) -> dict[str, object]:
     match event:
-        case TextDelta(text=text):
-            return {"token": text}
         case ReasoningDelta(text=text):
             return {"token": "", "reasoning": text}
         case RefusalDelta(text=text):
