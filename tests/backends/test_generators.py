@@ -94,11 +94,11 @@ def error_of(items: list[Item]) -> StreamError:
 # What it is told
 
 
-def by_prompt(prompt):  # type: ignore[no-untyped-def]  # as most people write it
+def by_prompt(prompt: str) -> Iterator[str]:
     yield prompt
 
 
-def by_request(request):  # type: ignore[no-untyped-def]  # as most people write it
+def by_request(request: Any) -> Iterator[str]:
     yield request.prompt
 
 
@@ -110,7 +110,7 @@ def by_messages(messages: tuple[Any, ...]) -> Iterator[str]:
     yield messages[0].text
 
 
-def by_other_name(text):  # type: ignore[no-untyped-def]  # as most people write it
+def by_other_name(text: str) -> Iterator[str]:
     yield text
 
 
@@ -158,7 +158,6 @@ def after_default(style: str = "", prompt: str = "", /) -> Iterator[str]:
         Model(),
         Model().method,
         functools.partial(by_str, style="plain"),
-        lambda prompt: [prompt],
     ],
 )
 def test_the_parameters_names_say_what_it_gets(function: Callable[..., object]) -> None:
@@ -179,14 +178,19 @@ def test_fields_that_it_is_told_are_honoured() -> None:
     assert GeneratorBackend(by_request, honours=["temperature"]).honours == {"n", "temperature"}
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda prompt, tokenizer: [prompt, tokenizer],
-        lambda a, b: [a, b],
-        lambda request, x: [request, x],
-    ],
-)
+def wants_a_tokenizer(prompt: str, tokenizer: object) -> str:
+    return f"{prompt} {tokenizer}"
+
+
+def wants_two_texts(a: str, b: str) -> str:
+    return a + b
+
+
+def wants_more_than_a_request(request: GenerationRequest, more: str) -> str:
+    return request.prompt + more
+
+
+@pytest.mark.parametrize("function", [wants_a_tokenizer, wants_two_texts, wants_more_than_a_request])
 def test_a_parameter_that_no_request_has_is_refused(function: Callable[..., object]) -> None:
     with pytest.raises(TypeError, match="a request can give: request, prompt, frequency_penalty"):
         GeneratorBackend(function)
@@ -220,7 +224,7 @@ def test_the_model_is_named_after_the_callable() -> None:
     ("function", "text"),
     [
         (lambda: "whole", "whole"),
-        (lambda: "größe".encode(), "größe"),
+        (lambda: b"\xc3\xa9", "é"),
         (lambda: ["a", b"\xc3", b"\xa9", TextDelta("b")], "aéb"),
         (lambda: (piece for piece in "abc"), "abc"),
         (lambda: TextDelta("one"), "one"),
@@ -235,11 +239,10 @@ def test_a_function_may_return_any_of_these(function: Callable[[], object], text
     assert isinstance(items[-1], StreamEnd)
 
 
-@given(
-    st.lists(
-        st.sampled_from(["a", b"\xe6\x97\xa5", "", b"\xff", TextDelta("t"), ReasoningDelta("r"), UsageReport(1, 2)])
-    )
-)
+ANY_ITEM = st.sampled_from(["a", b"\xe6\x97\xa5", "", b"\xff", TextDelta("t"), ReasoningDelta("r"), UsageReport(1, 2)])
+
+
+@given(st.lists(ANY_ITEM))
 def test_whatever_it_yields_is_a_legal_stream_with_one_end(items: list[Item]) -> None:
     def generate() -> Iterator[Item]:
         yield from items
@@ -281,13 +284,17 @@ def test_a_wrong_type_is_named(function: Callable[[], object], message: str, cap
 # How it may fail
 
 
+def fail(error: Exception) -> str:
+    """Raise in the place of an expression."""
+    raise error
+
+
 def raises_when_called(prompt: str) -> Iterator[str]:
     raise ValueError("a secret of " + prompt)
 
 
 def raises_at_once(prompt: str) -> Iterator[str]:
-    raise ValueError("a secret of " + prompt)
-    yield ""
+    yield fail(ValueError("a secret of " + prompt))
 
 
 def raises_later(prompt: str) -> Iterator[str]:
@@ -315,8 +322,7 @@ def test_a_refusal_says_what_the_client_reads(caplog: pytest.LogCaptureFixture) 
     refusal = StreamError(ErrorKind.INVALID_REQUEST, "No poems.", param="messages")
 
     def generate() -> Iterator[str]:
-        raise RequestRefused(refusal)
-        yield ""
+        yield fail(RequestRefused(refusal))
 
     assert error_of(run(generate)) is refusal
     assert caplog.records == []
@@ -406,16 +412,18 @@ def test_one_that_never_ends_is_at_most_the_read_ahead_ahead(
 
 
 def test_while_blocked_nothing_more_is_pulled(attach: Attach, runtime: FakeRuntime, sink: RecordingSink) -> None:
-    go = threading.Event()
+    entered, go = threading.Event(), threading.Event()
     blocked_at_pull: list[bool] = []
 
     def generate() -> Iterator[str]:
+        entered.set()
         go.wait()
         yield "a"
         blocked_at_pull.append(is_blocked)
         yield "b"
 
     job = attach(generate).start("s", request())
+    entered.wait()
     is_blocked = True
     job.set_blocked(True)
     go.set()
@@ -583,9 +591,9 @@ def test_a_callable_with_n_makes_all_choices_itself() -> None:
 class Line:
     """A backend on the running loop."""
 
-    def __init__(self, backend: GeneratorBackend, runtime: LoopRuntime) -> None:
+    def __init__(self, backend: GeneratorBackend, runtime: LoopRuntime, sink: RecordingSink | None = None) -> None:
         self.backend = backend
-        self.sink = RecordingSink()
+        self.sink = sink or RecordingSink()
         backend.attach(runtime, self.sink)
 
     async def said(self, *, n: int = 1) -> list[Item]:
@@ -594,13 +602,20 @@ class Line:
         return self.sink.said["s"]
 
 
-async def on_loop(function: Callable[..., object], body: Callable[[Line], Awaitable[None]], **options: Any) -> None:
+async def on_loop(
+    function: Callable[..., object],
+    body: Callable[[Line], Awaitable[None]],
+    *,
+    sink: RecordingSink | None = None,
+    **options: Any,
+) -> None:
+    """Run a test's body with a backend; what still runs at its end is cancelled, as at a server's end."""
+    backend = GeneratorBackend(function, **options)
     async with anyio.create_task_group() as tasks:
-        line = Line(GeneratorBackend(function, **options), LoopRuntime(tasks))
-        await body(line)
-        line.backend.close()
+        await body(Line(backend, LoopRuntime(tasks), sink))
+        backend.close()
         tasks.cancel_scope.cancel()
-    join(line.backend)
+    join(backend)
 
 
 async def agen(prompt: str) -> AsyncIterator[Item]:
@@ -651,6 +666,10 @@ class Pages:
         return self._pieces.pop(0)
 
 
+def pages(prompt: str) -> Pages:
+    return Pages([prompt, "!"])
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "function",
@@ -663,7 +682,7 @@ class Pages:
         function_of_coroutine,
         AsyncModel(),
         functools.partial(agen),
-        lambda prompt: Pages([prompt, "!"]),
+        pages,
     ],
 )
 async def test_async_callables_of_every_kind(function: Callable[..., object]) -> None:
@@ -675,17 +694,19 @@ async def test_async_callables_of_every_kind(function: Callable[..., object]) ->
 
 @pytest.mark.anyio
 async def test_an_async_item_is_delivered_in_its_own_task() -> None:
+    sink = RecordingSink()
     seen: list[int] = []
 
     async def generate() -> AsyncIterator[str]:
         yield "a"
-        seen.append(len(line.sink.batches))
+        seen.append(len(sink.batches))
         yield "b"
-        seen.append(len(line.sink.batches))
+        seen.append(len(sink.batches))
 
-    async with anyio.create_task_group() as tasks:
-        line = Line(GeneratorBackend(generate), LoopRuntime(tasks))
+    async def body(line: Line) -> None:
         assert await line.said() == ["a", "b", StreamEnd()]
+
+    await on_loop(generate, body, sink=sink)
     assert seen == [1, 2]
 
 
@@ -718,8 +739,7 @@ async def test_async_generators_make_choices() -> None:
 @pytest.mark.anyio
 async def test_an_async_generator_may_raise_at_once_or_yield_the_wrong_thing(caplog: pytest.LogCaptureFixture) -> None:
     async def raises() -> AsyncIterator[str]:
-        raise RequestRefused(StreamError(ErrorKind.NOT_FOUND, "no such thing"))
-        yield ""
+        yield fail(RequestRefused(StreamError(ErrorKind.NOT_FOUND, "no such thing")))
 
     async def wrong() -> AsyncIterator[Any]:
         yield 7
@@ -857,31 +877,36 @@ async def test_an_async_failure_to_close_is_logged(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.anyio
 async def test_a_task_that_is_stopped_from_outside_still_ends_its_stream() -> None:
+    sink = RecordingSink()
+
     async def generate() -> AsyncIterator[str]:
         yield "a"
         await anyio.sleep_forever()
 
-    async with anyio.create_task_group() as tasks:
-        line = Line(GeneratorBackend(generate), LoopRuntime(tasks))
+    async def body(line: Line) -> None:
         line.backend.start("s", request())
-        await line.sink.until(lambda: "s" in line.sink.said)
-        tasks.cancel_scope.cancel()
-    assert error_of(line.sink.said["s"]).message == "The backend's task was stopped."
+        await sink.until(lambda: "s" in sink.said)
+
+    await on_loop(generate, body, sink=sink)
+    assert error_of(sink.said["s"]).message == "The backend's task was stopped."
 
 
 @pytest.mark.anyio
 async def test_a_job_that_is_cancelled_before_it_began_calls_nothing() -> None:
     called: list[bool] = []
+    sink = RecordingSink()
 
     async def generate() -> AsyncIterator[str]:
         called.append(True)
         yield "a"
 
-    async with anyio.create_task_group() as tasks:
-        line = Line(GeneratorBackend(generate), LoopRuntime(tasks))
+    async def body(line: Line) -> None:
         line.backend.start("s", request()).cancel()
+        await anyio.wait_all_tasks_blocked()
+
+    await on_loop(generate, body, sink=sink)
     assert called == []
-    assert line.sink.said == {}
+    assert sink.said == {}
 
 
 # Loading
@@ -924,6 +949,9 @@ number = 3
 
 def needy(prompt, tokenizer):
     yield prompt
+
+def bare(text):
+    yield text + "!"
 """
 
 
@@ -937,6 +965,16 @@ def test_what_is_named_is_found_and_made_a_backend(project: Path) -> None:
     assert load("theirs_good:ready") is sys.modules["theirs_good"].ready
     assert isinstance(load("theirs_good:Ready"), MockBackend)
     assert sys.path.count(os.getcwd()) == 1
+
+
+def test_a_lone_parameter_of_any_name_is_the_prompt(project: Path, runtime: FakeRuntime, sink: RecordingSink) -> None:
+    (project / "theirs_bare.py").write_text(SOURCE)
+    backend = load("theirs_bare:bare")
+    backend.attach(runtime, sink)
+    backend.start("s", request())
+    runtime.run_until(lambda: sink.has_ended("s"))
+    backend.close()
+    assert sink.text("s") == "hello there!"
 
 
 @pytest.mark.parametrize(

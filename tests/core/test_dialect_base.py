@@ -277,7 +277,8 @@ def test_escapes_read_back_as_the_text_with_surrogates_repaired(text: str) -> No
 )
 def test_surrogates_are_joined_or_replaced(text: str, repaired: str) -> None:
     assert base.repair_surrogates(text) == repaired
-    assert base.escape_utf8(text) == f'"{repaired}"'.encode()
+    assert base.escape_utf8(text) == base.encode_json(text) == f'"{repaired}"'.encode()
+    assert base.escape_ascii(text) == base.encode_json_ascii(text) == json.dumps(repaired).encode()
 
 
 @given(st.recursive(any_text, lambda inner: st.lists(inner) | st.dictionaries(any_text, inner), max_leaves=5))

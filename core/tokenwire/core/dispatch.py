@@ -125,6 +125,7 @@ class Dispatcher:
 
     def _feed(self, batch: Iterator[tuple[Line, Sequence[Item]]], now: int) -> None:
         outer, self._working = self._working, True
+        writes = []
         try:
             for line, items in batch:
                 stream = line.stream
@@ -137,11 +138,13 @@ class Dispatcher:
                 for reader in line.readers:
                     data = reader.deliver(events, now)
                     if data:
-                        reader.write(data)
+                        writes.append((reader.write, data))
                     elif reader.delivery.overflowed:
                         self._settles.append(reader.carrier)
                 if stream.terminal is not None and line in self._lines:
                     self._retire(line)
+            for write, data in writes:
+                write(data)
         finally:
             self._working = outer
 

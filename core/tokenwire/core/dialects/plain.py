@@ -154,6 +154,8 @@ class PlainEncoder:
 
     def encode(self, event: Event, number: int) -> bytes:
         """Encode any event; b"" where the dialect says nothing. The end is told with the usage, at the StreamEnd."""
+        if type(event) is TextDelta and not event.choice:
+            return self._frame(b'{"token":%b}' % escape_ascii(event.text), number)
         match event:
             case StreamStart() | ProviderData():
                 return b""
@@ -164,13 +166,13 @@ class PlainEncoder:
                 return self._event(_finish_object(self._end or ChoiceEnd(), self._usage), number) + _DONE
             case StreamError() | StreamCancelled() | StreamTruncated():
                 return self._event({"token": "", "error": _error_object(failure_of(event))}, number) + _DONE
+            case TextDelta():
+                return b""
             case _ if event.choice:
                 return b""
             case ChoiceEnd():
                 self._end = event
                 return b""
-            case TextDelta():
-                return self._frame(b'{"token":%b}' % escape_ascii(event.text), number)
             case _:
                 return self._event(_delta_object(event), number)
 
