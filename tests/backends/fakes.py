@@ -6,7 +6,8 @@ import asyncio
 import heapq
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,8 +18,6 @@ from tokenwire.core.request import GenerationRequest, Message, TextPart
 from tokenwire.core.stream import Item, Stream
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from tokenwire.core.contracts import Batch
 
 
@@ -95,15 +94,18 @@ class FakeRuntime:
 
 
 class LoopRuntime:
-    """The running asyncio or trio loop; its clock stands still."""
+    """The running asyncio or trio loop; its clock stands still.
 
-    def __init__(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
-        self._wake: Callable[[Callable[[], None]], object]
-        if asyncio.events._get_running_loop() is not None:
-            self._wake = asyncio.get_running_loop().call_soon_threadsafe
-        else:
-            self._wake = trio.lowlevel.current_trio_token().run_sync_soon
+    On asyncio everything is done in callbacks and not in tasks, as a server does that is driven by readiness.
+    """
+
+    def __init__(
+        self,
+        wake: Callable[[Callable[[], None]], object],
+        start: Callable[[Callable[[], Awaitable[None]]], object],
+    ) -> None:
+        self._wake = wake
+        self._start = start
 
     def now(self) -> int:
         return 0
@@ -115,10 +117,37 @@ class LoopRuntime:
         raise AssertionError(f"{callback} at {deadline} needs a clock")
 
     def start_task(self, main: Callable[[], Awaitable[None]]) -> None:
-        async def run() -> None:
-            await main()
+        self._start(main)
 
-        self._tasks.start_soon(run)
+
+@asynccontextmanager
+async def open_runtime() -> AsyncGenerator[LoopRuntime, None]:
+    """Give the running loop; tasks that still run at the end are cancelled, as at a server's end."""
+    opened = _open_asyncio() if asyncio.events._get_running_loop() is not None else _open_trio()
+    async with opened as runtime:
+        yield runtime
+
+
+@asynccontextmanager
+async def _open_asyncio() -> AsyncGenerator[LoopRuntime, None]:
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Future[None]] = []
+
+    def start(main: Callable[[], Awaitable[None]]) -> None:
+        tasks.append(asyncio.ensure_future(main()))
+
+    yield LoopRuntime(loop.call_soon_threadsafe, start)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+
+
+@asynccontextmanager
+async def _open_trio() -> AsyncGenerator[LoopRuntime, None]:
+    async with trio.open_nursery() as nursery:
+        yield LoopRuntime(trio.lowlevel.current_trio_token().run_sync_soon, nursery.start_soon)
+        nursery.cancel_scope.cancel()
 
 
 class RecordingSink:

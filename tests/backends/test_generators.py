@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.backends.fakes import FakeRuntime, LoopRuntime, RecordingSink, heard, reasons_of, request, text_of
+from tests.backends.fakes import (
+    FakeRuntime,
+    LoopRuntime,
+    RecordingSink,
+    heard,
+    open_runtime,
+    reasons_of,
+    request,
+    text_of,
+)
 
 from tokenwire.backends.generators import ITEMS_PER_TURN, READ_AHEAD, GeneratorBackend, LoadError, load
 from tokenwire.backends.mock import MockBackend
@@ -157,7 +166,7 @@ def after_default(style: str = "", prompt: str = "", /) -> Iterator[str]:
         after_default,
         Model(),
         Model().method,
-        functools.partial(by_str, style="plain"),
+        partial(by_str, style="plain"),
     ],
 )
 def test_the_parameters_names_say_what_it_gets(function: Callable[..., object]) -> None:
@@ -436,11 +445,12 @@ def test_while_blocked_nothing_more_is_pulled(attach: Attach, runtime: FakeRunti
 
 
 def test_a_blocked_one_can_be_cancelled(attach: Attach, runtime: FakeRuntime, sink: RecordingSink) -> None:
-    closed = threading.Event()
+    entered, closed = threading.Event(), threading.Event()
     threads: list[int] = []
 
     def generate() -> Iterator[str]:
         threads.append(threading.get_ident())
+        entered.set()
         try:
             yield "a"
             yield "b"
@@ -449,13 +459,13 @@ def test_a_blocked_one_can_be_cancelled(attach: Attach, runtime: FakeRuntime, si
             closed.set()
 
     job = attach(generate).start("s", request())
+    entered.wait()
     job.set_blocked(True)
     job.cancel()
-    if threads:
-        closed.wait()
+    closed.wait()
     runtime.run_woken()
-    assert sink.said.get("s", []) == []
-    assert len(set(threads)) <= 1  # closed where it ran, and nowhere else
+    assert sink.batches == []
+    assert len(set(threads)) == 1  # closed where it ran, and nowhere else
 
 
 def test_the_pool_is_bounded_and_first_come_first_served(
@@ -504,16 +514,22 @@ def test_a_closed_backend_takes_no_more(attach: Attach, runtime: FakeRuntime, si
 def test_items_of_many_threads_cross_with_one_wake_up(
     attach: Attach, runtime: FakeRuntime, sink: RecordingSink
 ) -> None:
-    backend = attach(lambda: list("abc"))
+    all_have_put = threading.Barrier(9)
+
+    def generate() -> Iterator[str]:
+        yield from "abc"
+        all_have_put.wait()
+
+    backend = attach(generate)
     for stream in range(8):
         backend.start(stream, request())
+    all_have_put.wait()
     backend.close()
-    # A closed pool drops what waits, so what has begun is all there will be.
     join(backend)
-    assert runtime.wakes <= 1
+    assert runtime.wakes == 1
     runtime.run_woken()
-    assert all(sink.text(stream) == "abc" for stream in sink.said)
-    assert len(sink.batches) == runtime.wakes
+    assert [sink.text(stream) for stream in range(8)] == ["abc"] * 8
+    assert len(sink.batches) == 1
 
 
 # Choices
@@ -593,6 +609,7 @@ class Line:
 
     def __init__(self, backend: GeneratorBackend, runtime: LoopRuntime, sink: RecordingSink | None = None) -> None:
         self.backend = backend
+        self.soon = runtime.wake_soon
         self.sink = sink or RecordingSink()
         backend.attach(runtime, self.sink)
 
@@ -611,10 +628,9 @@ async def on_loop(
 ) -> None:
     """Run a test's body with a backend; what still runs at its end is cancelled, as at a server's end."""
     backend = GeneratorBackend(function, **options)
-    async with anyio.create_task_group() as tasks:
-        await body(Line(backend, LoopRuntime(tasks), sink))
+    async with open_runtime() as runtime:
+        await body(Line(backend, runtime, sink))
         backend.close()
-        tasks.cancel_scope.cancel()
     join(backend)
 
 
@@ -681,7 +697,7 @@ def pages(prompt: str) -> Pages:
         function_of_agen,
         function_of_coroutine,
         AsyncModel(),
-        functools.partial(agen),
+        partial(agen),
         pages,
     ],
 )
@@ -775,9 +791,10 @@ async def test_one_that_never_awaits_leaves_the_loop_its_turns_and_can_be_cancel
     async def body(line: Line) -> None:
         job = line.backend.start("s", request())
         await line.sink.until(lambda: len(line.sink.batches) >= 3 * ITEMS_PER_TURN)
-        job.cancel()
-        count = len(line.sink.batches)
+        line.soon(job.cancel)
         await closed.wait()
+        count = len(line.sink.batches)
+        await anyio.wait_all_tasks_blocked()
         assert len(line.sink.batches) == count
 
     await on_loop(generate, body)
@@ -797,7 +814,7 @@ async def test_a_cancelled_async_generator_runs_its_finally_where_it_waits() -> 
     async def body(line: Line) -> None:
         job = line.backend.start("s", request())
         await line.sink.until(lambda: "s" in line.sink.said)
-        job.cancel()
+        line.soon(job.cancel)
         await closed.wait()
         assert line.sink.said["s"] == ["a"]
 
@@ -827,11 +844,11 @@ async def test_a_blocked_async_generator_is_not_pulled_and_its_finally_may_await
         assert pulled == []
         # Each item finds the reader slow again.
         line.sink.deliver = blocking_deliver(line, job)  # type: ignore[method-assign]  # a slow reader's sink
-        job.set_blocked(False)
+        line.soon(partial(job.set_blocked, False))
         await line.sink.until(lambda: "s" in line.sink.said)
         await anyio.wait_all_tasks_blocked()
         assert pulled == ["a"]
-        job.cancel()
+        line.soon(job.cancel)
         await closed.wait()
         assert line.sink.said["s"] == ["a"]
 
@@ -856,9 +873,11 @@ async def test_a_finally_that_does_not_end_is_given_up(caplog: pytest.LogCapture
         finally:
             await anyio.sleep_forever()
 
-    async with anyio.create_task_group() as tasks:
-        line = Line(GeneratorBackend(generate, close_limit_ns=0), LoopRuntime(tasks))
+    async def body(line: Line) -> None:
         assert error_of(await line.said()).message == "enough"
+        await anyio.wait_all_tasks_blocked()
+
+    await on_loop(generate, body, close_limit_ns=0)
     assert [record.getMessage() for record in caplog.records] == ["generate was still closing after 0.0 seconds"]
 
 
@@ -870,8 +889,11 @@ async def test_an_async_failure_to_close_is_logged(caplog: pytest.LogCaptureFixt
         finally:
             raise ValueError("while closing")
 
-    async with anyio.create_task_group() as tasks:
-        assert error_of(await Line(GeneratorBackend(generate), LoopRuntime(tasks)).said()).message == "enough"
+    async def body(line: Line) -> None:
+        assert error_of(await line.said()).message == "enough"
+        await anyio.wait_all_tasks_blocked()
+
+    await on_loop(generate, body)
     assert [record.getMessage() for record in caplog.records] == ["generate failed while it was closed"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import struct
 from collections import deque
@@ -77,14 +78,15 @@ class Readiness(Protocol):
 class Peer:
     """One connected socket; a `tokenwire.core.contracts.Carrier`."""
 
-    __slots__ = ("_closing", "_connection", "_due", "_eof", "_gone", "_out", "_pump", "_send", "_sock")
+    __slots__ = ("_closing", "_connection", "_due", "_eof", "_fd", "_gone", "_out", "_pump", "_sock")
 
     def __init__(self, sock: socket.socket, connection: Connection, pump: Pump) -> None:
         self._sock = sock
-        self._send = sock.send
+        # Writing to the descriptor saves the socket object's own bookkeeping on every token; the socket stays non-blocking.
+        self._fd = sock.fileno()
         self._connection = connection
         self._pump = pump
-        self._out: deque[bytes] = deque()
+        self._out: deque[bytes] | None = None
         self._due: int | None = None
         self._closing = False
         self._eof = False
@@ -92,11 +94,12 @@ class Peer:
 
     def write(self, data: bytes) -> None:
         """Send bytes as far as they go and keep the rest; see `Carrier`."""
-        if self._out or self._gone:
-            self._out.append(data)
+        if self._out is not None or self._gone:
+            if self._out is not None:
+                self._out.append(data)
             return
         try:
-            sent = self._send(data)
+            sent = os.write(self._fd, data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
@@ -146,7 +149,7 @@ class Peer:
         self._pump.dispatcher.perform(self._connection.lost(now), self, now)
 
     def _block(self, rest: bytes) -> None:
-        self._out.append(rest)
+        self._out = deque((rest,))
         self._pump.readiness.add_writer(self._sock, self._flush)
         now = self._pump.now()
         self._perform(self._connection.set_blocked(True, now), now)
@@ -154,25 +157,27 @@ class Peer:
     def _flush(self) -> None:
         """The socket takes bytes again: send what waits."""
         now = self._pump.now()
+        out = self._out or deque()
         try:
-            while self._out:
-                sent = self._send(self._out[0])
-                if sent == len(self._out[0]):
-                    self._out.popleft()
+            while out:
+                sent = os.write(self._fd, out[0])
+                if sent == len(out[0]):
+                    out.popleft()
                 else:
-                    self._out[0] = self._out[0][sent:]
+                    out[0] = out[0][sent:]
                     break
         except (BlockingIOError, InterruptedError):
             pass  # the usual end of a flush that has more to say; the writer stays added
         except OSError:
             self.lose()
             return
-        if self._out:
+        if out:
             self._perform(self._connection.set_blocked(True, now), now)
             return
+        self._out = None
         self._pump.readiness.remove_writer(self._sock)
         self._perform(self._connection.set_blocked(False, now), now)
-        if self._closing:
+        if self._closing and self._out is None:
             self._shut_down()
 
     def _perform(self, actions: Sequence[Action], now: int) -> None:
@@ -190,7 +195,7 @@ class Peer:
 
     def _close(self) -> None:
         self._closing = True
-        if not self._out:
+        if self._out is None:
             self._shut_down()
 
     def _shut_down(self) -> None:
@@ -211,14 +216,14 @@ class Peer:
             self._drop()
 
     def _drop_if_done(self) -> None:
-        if self._eof and self._closing and not self._out:
+        if self._eof and self._closing and self._out is None:
             self._drop()
 
     def _drop(self) -> None:
         if self._gone:
             return
         self._gone = True
-        self._out.clear()
+        self._out = None
         self._pump.readiness.remove_reader(self._sock)
         self._pump.readiness.remove_writer(self._sock)
         self._sock.close()

@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, get_args
 
 import anyio
 import anyio.lowlevel
@@ -115,25 +115,18 @@ class GeneratorBackend:
         "_close_limit_ns",
         "_function",
         "_is_async",
+        "_name",
         "_pool",
+        "_shared",
         "honours",
-        "mailbox",
         "models",
-        "name",
-        "runtime",
-        "sink",
     )
 
     honours: frozenset[str]
     """Fields of GenerationRequest that the callable is told, those it was declared to honour, and n."""
     models: Sequence[ModelCard]
     """The one model."""
-    runtime: Runtime
-    """The loop; set by `attach`."""
-    sink: Sink
-    """Where items go; set by `attach`."""
-    mailbox: Mailbox
-    """How items of the pool's threads get there, put under the run that they come from; set by `attach`."""
+    _shared: _Shared
 
     def __init__(
         self,
@@ -147,26 +140,25 @@ class GeneratorBackend:
     ) -> None:
         if not callable(function):
             raise TypeError(f"a {type(function).__name__} cannot be called")
-        self.name = name_of(function)
-        self.models = (ModelCard(model or self.name),)
+        self._name = name_of(function)
+        self.models = (ModelCard(model or self._name),)
         self._function = function
         self._arguments = Arguments(function)
         self._is_async = _is_async(function)
         self._close_limit_ns = close_limit_ns
-        self._pool = ThreadPool(f"tokenwire-{self.name}", max_threads=max_threads, max_waiting=max_waiting)
+        self._pool = ThreadPool(f"tokenwire-{self._name}", max_threads=max_threads, max_waiting=max_waiting)
         self.honours = self._arguments.fields | frozenset(honours) | {"n"}
 
     def attach(self, runtime: Runtime, sink: Sink) -> None:
         """Get ready. Called once, on the loop's thread, before the first `start`."""
-        self.runtime = runtime
-        self.sink = sink
-        self.mailbox = Mailbox(runtime, _ThreadSink(sink))
+        mailbox = Mailbox(runtime, _ThreadSink(sink))
+        self._shared = _Shared(self._name, runtime, sink, mailbox, self._pool, self._close_limit_ns / 1_000_000_000)
 
     def start(self, stream: StreamHandle, request: GenerationRequest) -> Job:
         """Begin to call the callable, once for each choice."""
         makes_choices = "n" in self._arguments.fields
         requests = [request] if makes_choices or request.n == 1 else _split(request)
-        job = _Job(self, stream, len(requests))
+        job = _Job(self._shared, stream, len(requests))
         for choice, one in enumerate(requests):
             positional, keywords = self._arguments.bind(one)
             job.begin(choice, partial(self._function, *positional, **keywords), on_loop=self._is_async)
@@ -176,18 +168,17 @@ class GeneratorBackend:
         """Let the threads go. One that is blocked in a generator is left behind; it cannot keep the process alive."""
         self._pool.close()
 
-    def submit(self, work: Work) -> bool:
-        """Run work in a thread; False where too much waits already."""
-        return self._pool.submit(work)
 
-    def withdraw(self, work: Work) -> None:
-        """Forget work that still waits for a thread."""
-        self._pool.withdraw(work)
+class _Shared(NamedTuple):
+    """What all runs of a backend use."""
 
-    @property
-    def close_limit_seconds(self) -> float:
-        """How long the `finally` blocks of a stopped async generator may take."""
-        return self._close_limit_ns / 1_000_000_000
+    name: str
+    runtime: Runtime
+    sink: Sink
+    mailbox: Mailbox
+    """How items of the pool's threads come to the loop, put under the run that they come from."""
+    pool: ThreadPool
+    close_limit_seconds: float
 
 
 class _Run(Protocol):
@@ -210,10 +201,10 @@ class _Job:
         blocked: nothing more may be pulled; read from any thread.
     """
 
-    __slots__ = ("_runs", "_weave", "backend", "blocked", "closed", "stream")
+    __slots__ = ("_runs", "_weave", "blocked", "closed", "shared", "stream")
 
-    def __init__(self, backend: GeneratorBackend, stream: StreamHandle, choices: int) -> None:
-        self.backend = backend
+    def __init__(self, shared: _Shared, stream: StreamHandle, choices: int) -> None:
+        self.shared = shared
         self.stream = stream
         self.closed = False
         self.blocked = False
@@ -237,18 +228,18 @@ class _Job:
         if on_loop:
             task = _TaskRun(self, choice)
             self._runs[choice] = task
-            self.backend.runtime.start_task(partial(task.main, call))
+            self.shared.runtime.start_task(partial(task.main, call))
             return
         thread = _ThreadRun(self, choice, call)
         self._runs[choice] = thread
-        if not self.backend.submit(thread.work):
-            self.backend.runtime.wake_soon(partial(self.say, choice, (_overloaded(),)))
+        if not self.shared.pool.submit(thread.work):
+            self.shared.runtime.wake_soon(partial(self.say, choice, (_overloaded(),)))
 
     def say(self, choice: int, items: Sequence[Item]) -> None:
         """Hand what a choice says to the sink."""
         said = self.relay(choice, items)
         if said:
-            self.backend.sink.deliver([(self.stream, said)], self.backend.runtime.now())
+            self.shared.sink.deliver([(self.stream, said)], self.shared.runtime.now())
 
     def relay(self, choice: int, items: Sequence[Item]) -> Sequence[Item]:
         """Make what one choice says a part of what the stream says."""
@@ -282,7 +273,9 @@ class _ThreadSink:
         said: dict[StreamHandle, list[Item]] = {}
         for run, items in moved:
             said.setdefault(run.job.stream, []).extend(run.job.relay(run.choice, items))
-        self._sink.deliver([entry for entry in said.items() if entry[1]], now)
+        batch = [entry for entry in said.items() if entry[1]]
+        if batch:
+            self._sink.deliver(batch, now)
         for run, items in moved:
             run.arrived(len(items))
 
@@ -305,7 +298,7 @@ class _ThreadRun:
             self._gate.notify()
 
     def stop(self) -> None:
-        self.job.backend.withdraw(self.work)
+        self.job.shared.pool.withdraw(self.work)
         self.wake()
 
     def arrived(self, count: int) -> None:
@@ -324,11 +317,11 @@ class _ThreadRun:
             else:
                 self._pull(produced)
         except BaseException as error:  # noqa: BLE001  # SystemExit must not end a thread of the pool and hang a stream
-            self._put(_failure(error, self.job.backend.name))
+            self._put(_failure(error, self.job.shared.name))
 
     def _hand_to_loop(self, produced: object) -> None:
         begin = partial(self.job.begin, self.choice, lambda: produced, on_loop=True)
-        self.job.backend.runtime.wake_soon(begin)
+        self.job.shared.runtime.wake_soon(begin)
 
     def _pull(self, produced: object) -> None:
         iterator = iter(_pieces(produced))
@@ -343,7 +336,7 @@ class _ThreadRun:
                 if isinstance(checked, TERMINALS):
                     return
         finally:
-            _close_here(iterator, self.job.backend.name)
+            _close_here(iterator, self.job.shared.name)
 
     def _may_pull(self) -> bool:
         """Wait until one more item may be pulled; False once nobody wants it."""
@@ -356,7 +349,7 @@ class _ThreadRun:
 
     def _put(self, item: Item) -> None:
         if not self.job.closed:
-            self.job.backend.mailbox.put(self, (item,))
+            self.job.shared.mailbox.put(self, (item,))
 
 
 class _TaskRun:
@@ -386,7 +379,7 @@ class _TaskRun:
             with anyio.CancelScope() as self._scope:
                 await self._drive(call)
         except Exception as error:  # noqa: BLE001  # _failure logs it
-            self._say(_failure(error, self.job.backend.name))
+            self._say(_failure(error, self.job.shared.name))
         except BaseException:
             self._say(_stopped())  # cancelled, and not by us: else the stream would have no end
             raise
@@ -436,14 +429,14 @@ class _TaskRun:
         aclose = getattr(iterator, "aclose", None)
         if aclose is None:
             return
-        backend = self.job.backend
-        with anyio.move_on_after(backend.close_limit_seconds, shield=True) as limit:
+        shared = self.job.shared
+        with anyio.move_on_after(shared.close_limit_seconds, shield=True) as limit:
             try:
                 await aclose()
             except Exception:
-                _logger.exception("%s failed while it was closed", backend.name)
+                _logger.exception("%s failed while it was closed", shared.name)
         if limit.cancelled_caught:
-            _logger.warning("%s was still closing after %s seconds", backend.name, backend.close_limit_seconds)
+            _logger.warning("%s was still closing after %s seconds", shared.name, shared.close_limit_seconds)
 
 
 class LoadError(Exception):

@@ -113,9 +113,11 @@ class Connection:
         """
         if self.phase in (Phase.CLOSING, Phase.CLOSED) or not data:
             return []
-        if self.phase is Phase.WAITING and not self._reader.mid_request:
+        begins = self.phase is Phase.WAITING and not self._reader.mid_request
+        actions = self._advance(partial(self._reader.receive_data, data), now)
+        if begins and self.phase is Phase.WAITING and self._reader.mid_request:
             self._since_ns = now
-        return self._advance(partial(self._reader.receive_data, data), now)
+        return actions
 
     def receive_eof(self, now: int) -> list[Action]:
         """Learn that the peer sends no more. A half-close counts as disconnect: its stream is cancelled.
@@ -230,14 +232,18 @@ class Connection:
             events = deque(feed())
             while events and self.phase not in (Phase.CLOSING, Phase.CLOSED):
                 actions += self._handle(events.popleft(), now)
-                if not events and self._may_go_on():
-                    events.extend(self._next_request(now))
+                if not events:
+                    self._reader.check()
+                    if self._may_go_on():
+                        events.extend(self._next_request(now))
         except RemoteProtocolError as error:
             actions += self._refuse_unread(error, now)
         return actions
 
     def _go_on(self, now: int) -> list[Action]:
         """Read the next request where that may be."""
+        if self._reader.overflowed and self._may_go_on():
+            return self._close(now)
         return self._advance(partial(self._next_request, now), now) if self._may_go_on() else []
 
     def _may_go_on(self) -> bool:

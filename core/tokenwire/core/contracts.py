@@ -19,13 +19,14 @@ Who writes to them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
 from .collect import Result
 from .events import Event, StreamError
+from .framing import Folded, Template
 from .request import GenerationRequest
 from .stream import Item
 
@@ -146,24 +147,6 @@ class Decoder(Protocol, Generic[EventT_co]):
     def receive_eof(self) -> Sequence[EventT_co]:
         """Take the end of input, return what it completes. A second call returns nothing."""
         ...
-
-
-class Template(NamedTuple):
-    """The bytes around the one thing that changes from token to token.
-
-    A frame is prefix, escape(text), suffix; where `tail` is not None the event's number in ASCII digits and then the
-    tail follow the suffix.
-    """
-
-    prefix: bytes
-    suffix: bytes
-    escape: Callable[[str], bytes]
-    """Makes text a JSON string with its quotes, or whatever the dialect writes there."""
-    tail: bytes | None = None
-
-
-Folded = Callable[[str, int], bytes]
-"""A template with its framing around it: text and event number in, wire bytes out."""
 
 
 class Encoder(Protocol):

@@ -125,7 +125,7 @@ class Dispatcher:
 
     def _feed(self, batch: Iterator[tuple[Line, Sequence[Item]]], now: int) -> None:
         outer, self._working = self._working, True
-        writes = []
+        written: list[tuple[Carrier, bytes]] = []
         try:
             for line, items in batch:
                 stream = line.stream
@@ -135,16 +135,17 @@ class Dispatcher:
                     events = self._broken(line, error)
                 if not events:
                     continue
-                for reader in line.readers:
-                    data = reader.deliver(events, now)
+                carrier = line.carrier
+                if carrier is not None:
+                    data = line.delivery.deliver(events, now)
                     if data:
-                        writes.append((reader.write, data))
-                    elif reader.delivery.overflowed:
-                        self._settles.append(reader.carrier)
+                        written.append((carrier, data))
+                    elif line.delivery.overflowed:
+                        self._settles.append(carrier)
                 if stream.terminal is not None and line in self._lines:
                     self._retire(line)
-            for write, data in writes:
-                write(data)
+            for carrier, data in written:
+                carrier.write(data)
         finally:
             self._working = outer
 
@@ -158,7 +159,8 @@ class Dispatcher:
     def _retire(self, line: Line) -> None:
         """Let a line go whose stream has ended."""
         self._lines.discard(line)
-        self._settles.extend(reader.carrier for reader in line.readers)
+        if line.carrier is not None:
+            self._settles.append(line.carrier)
         if line.stream.cut_short:
             self._cancels.append(line)
         self._leave(line)
@@ -169,12 +171,12 @@ class Dispatcher:
             self._starts.append(successor)
 
     def _bind(self, line: Line, carrier: Carrier) -> None:
-        line.bind(carrier)
+        line.carrier = carrier
         self._lines.add(line)
 
     def _cancel(self, action: Cancel) -> None:
         line = action.stream
-        line.unbind()
+        line.carrier = None
         if line not in self._lines:
             return
         line.stream.accept((StreamCancelled(action.by),))

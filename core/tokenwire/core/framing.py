@@ -1,22 +1,70 @@
 """Folding a dialect's template into a framing: what is left to do for each token.
 
 A frame of a stream is constant bytes, escaped text, constant bytes. The framing's own bytes go into the constants once a
-stream; only an HTTP chunk's size depends on the text, and a table holds the size lines of every usual length.
+stream. Only what stands before the frame depends on the text, and only on its length: an HTTP chunk's size line, a
+WebSocket frame's header. A table holds these leads for every usual length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
-from .contracts import Folded, Template
-
-__all__ = ["chunk", "fold_bare", "fold_chunked"]
+__all__ = ["Folded", "Template", "chunk", "fold_bare", "fold_chunked"]
 
 _TABLED: Final = 4096
-"""Frames shorter than this take their size line from a table: an OpenAI chunk of one token has about 200 bytes."""
+"""Frames shorter than this take their lead from a table: an OpenAI chunk of one token has about 200 bytes."""
 
 _SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(_TABLED))
+_NO_LEADS: Final = (b"",) * _TABLED
+
+
+class Template(NamedTuple):
+    """The bytes around the one thing that changes from token to token.
+
+    A frame is prefix, escape(text), suffix; where `tail` is not None the event's number in ASCII digits and then the
+    tail follow the suffix.
+    """
+
+    prefix: bytes
+    suffix: bytes
+    escape: Callable[[str], bytes]
+    """Makes text a JSON string with its quotes, or whatever the dialect writes there; never raises."""
+    tail: bytes | None = None
+
+
+class Folded:
+    """A template with its framing around it: text and event number in, wire bytes out.
+
+    Args:
+        template: the dialect's.
+        leads: what stands before a payload, by its length; longer payloads go to `lead`.
+        lead: makes what stands before a payload of any length.
+        trail: what stands after each payload.
+    """
+
+    __slots__ = ("_constant", "_escape", "_lead", "_leads", "_prefix", "_suffix", "_tail", "_trail")
+
+    def __init__(
+        self, template: Template, leads: Sequence[bytes], lead: Callable[[int], bytes], trail: bytes = b""
+    ) -> None:
+        self._prefix, suffix, self._escape, self._tail = template
+        self._leads = leads
+        self._lead = lead
+        self._trail = trail
+        self._constant = len(self._prefix) + len(suffix) + len(self._tail or b"")
+        self._suffix = suffix + trail if self._tail is None else suffix
+
+    def __call__(self, text: str, number: int) -> bytes:
+        """Make one frame."""
+        escaped = self._escape(text)
+        size = self._constant + len(escaped)
+        if self._tail is not None:
+            digits = b"%d" % number
+            frame = b"%b%b%b%b%b%b" % (self._prefix, escaped, self._suffix, digits, self._tail, self._trail)
+            return self._lead(size + len(digits)) + frame
+        lead = self._leads[size] if size < _TABLED else self._lead(size)
+        return lead + self._prefix + escaped + self._suffix
 
 
 def chunk(payload: bytes) -> bytes:
@@ -26,46 +74,18 @@ def chunk(payload: bytes) -> bytes:
 
 def fold_bare(template: Template) -> Folded:
     """Fold a template into no framing at all: ASGI bodies, and HTTP bodies that end with the connection."""
-    prefix, suffix, escape, tail = template
-    if tail is not None:
-
-        def numbered(text: str, number: int) -> bytes:
-            return b"%b%b%b%d%b" % (prefix, escape(text), suffix, number, tail)
-
-        return numbered
-
-    def plain(text: str, number: int) -> bytes:  # noqa: ARG001  # one signature for all folded templates
-        return prefix + escape(text) + suffix
-
-    return plain
+    return Folded(template, _NO_LEADS, _no_lead)
 
 
 def fold_chunked(template: Template) -> Folded:
     """Fold a template into one HTTP chunk a token (RFC 9112, 7.1)."""
-    prefix, suffix, escape, tail = template
-    if tail is not None:
-        return _fold_numbered_chunk(prefix, suffix, escape, tail)
-    constant = len(prefix) + len(suffix)
-    last = suffix + b"\r\n"
-    size_lines = _SIZE_LINES
-
-    def chunked(text: str, number: int) -> bytes:  # noqa: ARG001  # one signature for all folded templates
-        escaped = escape(text)
-        size = constant + len(escaped)
-        if size < _TABLED:
-            return size_lines[size] + prefix + escaped + last
-        return b"%x\r\n%b%b%b" % (size, prefix, escaped, last)
-
-    return chunked
+    return Folded(template, _SIZE_LINES, _size_line, b"\r\n")
 
 
-def _fold_numbered_chunk(prefix: bytes, suffix: bytes, escape: Callable[[str], bytes], tail: bytes) -> Folded:
-    constant = len(prefix) + len(suffix) + len(tail)
-    last = tail + b"\r\n"
+def _no_lead(size: int) -> bytes:
+    del size
+    return b""
 
-    def chunked(text: str, number: int) -> bytes:
-        escaped = escape(text)
-        digits = b"%d" % number
-        return b"%x\r\n%b%b%b%b%b" % (constant + len(escaped) + len(digits), prefix, escaped, suffix, digits, last)
 
-    return chunked
+def _size_line(size: int) -> bytes:
+    return _SIZE_LINES[size] if size < _TABLED else b"%x\r\n" % size

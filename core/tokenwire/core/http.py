@@ -46,6 +46,10 @@ _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzA
 _UNSAFE_IN_HEAD: Final = re.compile(r"[\r\n\x00]")
 
 
+_NOTHING: Final = Template(b"", b"", lambda _: b"")
+"""What a body that must not be there makes of every token (HEAD, 204, 304)."""
+
+
 class HeadReceived(Struct, frozen=True):
     """A request's head is whole."""
 
@@ -92,7 +96,17 @@ class RequestReader:
             with that answer.
     """
 
-    __slots__ = ("_buffer", "_h11", "_line_seen", "_max_head", "_max_pipelined", "_phase", "_searched", "overflowed")
+    __slots__ = (
+        "_buffer",
+        "_fault",
+        "_h11",
+        "_line_seen",
+        "_max_head",
+        "_max_pipelined",
+        "_phase",
+        "_searched",
+        "overflowed",
+    )
 
     def __init__(
         self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_pipelined_bytes: int = MAX_PIPELINED_BYTES
@@ -104,12 +118,14 @@ class RequestReader:
         self._line_seen = False
         self._phase = _Phase.HEAD
         self._h11: h11.Connection | None = None
+        self._fault: RemoteProtocolError | None = None
         self.overflowed = False
 
     @property
     def mid_request(self) -> bool:
         """Whether a request has begun and is not whole: an end of input now cuts it in half."""
-        return self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and bool(self._buffer))
+        # A CR alone may be the first half of an empty line, which is no beginning of a request.
+        return self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and self._buffer not in (b"", b"\r"))
 
     @property
     def holding(self) -> bool:
@@ -119,10 +135,14 @@ class RequestReader:
     def receive_data(self, data: bytes) -> list[HttpEvent]:
         """Take bytes, return what they complete of the present request.
 
+        The same bytes give the same events and the same error however they are cut: where a read completes events and
+        then breaks a rule, the events are returned and the next call, whichever it is, raises.
+
         Raises:
             RemoteProtocolError: the peer's bytes are not a request; its status answers it. The reader is closed.
             LocalProtocolError: the reader is closed.
         """
+        self.check()
         if self._phase is _Phase.CLOSED:
             raise LocalProtocolError("the reader is closed")
         if self._phase is _Phase.HELD:
@@ -138,6 +158,7 @@ class RequestReader:
             RemoteProtocolError: as `receive_data`.
             LocalProtocolError: the last request is not whole.
         """
+        self.check()
         if self._phase is not _Phase.HELD:
             raise LocalProtocolError(f"no next request while in phase {self._phase.value}")
         self._phase = _Phase.HEAD
@@ -145,9 +166,20 @@ class RequestReader:
         self._line_seen = False
         return self._read()
 
+    def check(self) -> None:
+        """Report the error of a read that returned events first.
+
+        Raises:
+            RemoteProtocolError: as `receive_data`, and once.
+        """
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
     def close(self) -> None:
         """Take nothing more; what is held is dropped."""
         self._phase = _Phase.CLOSED
+        self._fault = None
         self._h11 = None
         self._buffer = bytearray()
 
@@ -165,13 +197,19 @@ class RequestReader:
                 self._read_head(events)
             if self._phase is _Phase.BODY:
                 self._read_body(events)
-        except RemoteProtocolError:
+        except (RemoteProtocolError, h11.RemoteProtocolError) as error:
+            fault = error if isinstance(error, RemoteProtocolError) else self._translated(error)
             self.close()
-            raise
-        except h11.RemoteProtocolError as error:
-            self.close()
-            raise RemoteProtocolError(str(error), status=error.error_status_hint) from error
+            if not events:
+                raise fault from None
+            self._fault = fault
         return events
+
+    def _translated(self, error: h11.RemoteProtocolError) -> RemoteProtocolError:
+        """Word an error of h11, whose own words on a body quote the peer's bytes: a prompt must not get into a log."""
+        if self._phase is _Phase.BODY:
+            return RemoteProtocolError("the body is not framed as its head says", status=error.error_status_hint)
+        return RemoteProtocolError(str(error), status=error.error_status_hint)
 
     def _read_head(self, events: list[HttpEvent]) -> None:
         buffer = self._buffer
@@ -179,6 +217,8 @@ class RequestReader:
             # RFC 9112, 2.2: empty lines before the request line are to be ignored.
             while buffer[:2] == b"\r\n":
                 del buffer[:2]
+            if buffer == b"\r":
+                return
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         length = len(buffer) if end < 0 else end + 4
         if length > self._max_head:
@@ -207,7 +247,7 @@ class RequestReader:
             RemoteProtocolError: 400, or 505 for a version that is not HTTP/1.
         """
         buffer, begin = self._buffer, self._searched
-        if not begin and length and buffer[0] not in _TOKEN and buffer[:1] != b"\r":
+        if not begin and length and buffer[0] not in _TOKEN:
             raise RemoteProtocolError("this is not an HTTP request")
         if not self._line_seen and (line_end := buffer.find(b"\r\n", max(0, begin - 1), length)) >= 0:
             self._line_seen = True
@@ -366,7 +406,7 @@ class ResponseWriter:
         """Fold a template into the body's framing; after `begin`."""
         if self.body is BodyFraming.CHUNKED:
             return fold_chunked(template)
-        return fold_bare(template) if self.body is BodyFraming.UNTIL_CLOSE else _fold_nothing
+        return fold_bare(template if self.body is BodyFraming.UNTIL_CLOSE else _NOTHING)
 
     def end(self) -> bytes:
         """End the body: the last chunk (RFC 9112, 7.1) where there are chunks."""
@@ -384,11 +424,6 @@ class ResponseWriter:
 
     def _connection(self) -> tuple[tuple[str, str], ...]:
         return () if self.keep_alive else (("connection", "close"),)
-
-
-def _fold_nothing(text: str, number: int) -> bytes:
-    del text, number
-    return b""
 
 
 def encode_head(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:

@@ -110,9 +110,11 @@ class Stream:
         """
         if self._fast and len(items) == 1:
             item = items[0]
-            if type(item) is TextDelta and item.choice == 0 and item.text and not has_surrogates(item.text):
-                self.output_tokens += item.token_count
-                return cast("Sequence[Event]", items)
+            if type(item) is TextDelta and item.choice == 0:
+                text = item.text
+                if text and (text.isascii() or not has_surrogates(text)):
+                    self.output_tokens += item.token_count
+                    return items  # type: ignore[return-value]  # the one item is an Event, as just tested
         return self._accept(items)
 
     def _accept(self, items: Sequence[Item]) -> list[Event]:

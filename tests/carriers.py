@@ -1,0 +1,461 @@
+"""A service with a scripted backend on a clock that the test moves, and the carriers through which it can be asked.
+
+A policy test takes the fixture `carrier`, opens a `House` with it and asks; it knows nothing of the wire, so that it holds
+for every carrier in `CARRIERS`. A carrier's author writes a `Client` and adds it there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import h11
+
+from tokenwire.core.actions import Abort, Action, Close, Record
+from tokenwire.core.connection import Connection, ConnectionOptions
+from tokenwire.core.contracts import ModelCard, Principal, StreamHandle
+from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.events import StreamEnd
+from tokenwire.core.request import GenerationRequest
+from tokenwire.core.service import Service, ServiceOptions
+from tokenwire.core.stream import Item
+
+__all__ = [
+    "CARRIERS",
+    "HOST",
+    "SECOND",
+    "Answer",
+    "Asked",
+    "Carriage",
+    "Client",
+    "House",
+    "HttpClient",
+    "MemoryPeer",
+    "ScriptedJob",
+    "ScriptedSource",
+    "Steps",
+    "read_answers",
+    "request_bytes",
+]
+
+SECOND = 1_000_000_000
+HOST = "127.0.0.1:8000"
+WALL_S = 1_700_000_000
+
+Headers = tuple[tuple[str, str], ...]
+Steps = Sequence[Sequence[Item]]
+"""What a backend says to one request, engine step by engine step."""
+
+HELLO: Steps = (["Hel"], ["lo"], [StreamEnd()])
+
+
+class Asked(NamedTuple):
+    """A request in the words of HTTP's semantics, without any framing."""
+
+    method: str
+    target: str
+    headers: Headers = ()
+    body: bytes = b""
+
+
+class Answer(NamedTuple):
+    """What came back, framing removed.
+
+    `whole` says whether its end has come, `closed` whether the server lets nothing follow it, `records` what was logged
+    since the question.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+    whole: bool = True
+    closed: bool = False
+    records: tuple[Record, ...] = ()
+
+    def header(self, name: str) -> str | None:
+        found = [value for key, value in self.headers if key == name]
+        assert len(found) < 2, f"{name} came {len(found)} times"
+        return found[0] if found else None
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class ScriptedJob:
+    """A backend's work on one stream, as far as a test wants to see it."""
+
+    def __init__(self, stream: StreamHandle, request: GenerationRequest) -> None:
+        self.stream = stream
+        self.request = request
+        self.cancels = 0
+        self.blocked: list[bool] = []
+        self.played = False
+
+    def cancel(self) -> None:
+        self.cancels += 1
+
+    def set_blocked(self, blocked: bool) -> None:
+        self.blocked.append(blocked)
+
+
+class ScriptedSource:
+    """A push backend that says what the test tells it.
+
+    Attributes:
+        script: what it says to a request by itself; None for silence.
+        fault: what `start` raises, or None.
+        jobs: all that were started, in order.
+    """
+
+    def __init__(self, models: Sequence[ModelCard], honours: frozenset[str]) -> None:
+        self.models = models
+        self.honours = honours
+        self.script: Callable[[GenerationRequest], Steps] | None = lambda _: HELLO
+        self.fault: Exception | None = None
+        self.jobs: list[ScriptedJob] = []
+
+    def start(self, stream: StreamHandle, request: GenerationRequest) -> ScriptedJob:
+        if self.fault is not None:
+            raise self.fault
+        job = ScriptedJob(stream, request)
+        self.jobs.append(job)
+        return job
+
+
+class _Facts:
+    def __init__(self) -> None:
+        self._count = 0
+
+    def new_id(self) -> str:
+        self._count += 1
+        return f"{self._count:04d}"
+
+    def wall_s(self) -> int:
+        return WALL_S
+
+
+class Client(Protocol):
+    """One client on one carrier; requests follow each other."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server lets no further request follow."""
+        ...
+
+    def begin(self, asked: Asked) -> None:
+        """Send a whole request, and let the core do all that it can do now."""
+        ...
+
+    def answer(self) -> Answer:
+        """Give what has come of the last request's answer so far."""
+        ...
+
+    def leave(self) -> None:
+        """Go away, in the middle of an answer or after it."""
+        ...
+
+    def tick(self) -> None:
+        """The clock has moved."""
+        ...
+
+    def drain(self) -> None:
+        """The server is going down."""
+        ...
+
+
+class House:
+    """Everything behind a carrier, and the clients in front of it.
+
+    Attributes:
+        now: the clock, in nanoseconds; `advance` moves it.
+        records: all that was logged.
+        reports: exceptions that were reported, with stream ids.
+        turns: how often the dispatcher asked for another turn.
+    """
+
+    def __init__(
+        self,
+        new_client: Callable[[House], Client],
+        *,
+        options: ServiceOptions | None = None,
+        honours: frozenset[str] = frozenset(),
+        models: Sequence[ModelCard] = (ModelCard("tiny-1"), ModelCard("tiny-2")),
+    ) -> None:
+        self.now = 5 * SECOND
+        self.records: list[Record] = []
+        self.reports: list[tuple[Exception, str]] = []
+        self.turns = 0
+        self.source = ScriptedSource(models, honours)
+        self.service = Service(models=models, honours=honours, facts=_Facts(), options=options)
+        self.dispatcher = Dispatcher(
+            self.service,
+            self.source,
+            log=self.records.append,
+            report=lambda error, stream_id: self.reports.append((error, stream_id)),
+            yield_to_loop=self._yield_to_loop,
+        )
+        self._new_client = new_client
+        self._clients: list[Client] = []
+
+    def connect(self) -> Client:
+        client = self._new_client(self)
+        self._clients.append(client)
+        return client
+
+    def ask(self, asked: Asked) -> Answer:
+        """Ask on the connection that was used last where that still goes, else on a new one; play the script."""
+        client = self._clients[-1] if self._clients and not self._clients[-1].closed else self.connect()
+        return self.ask_on(client, asked)
+
+    def ask_on(self, client: Client, asked: Asked) -> Answer:
+        before = len(self.records)
+        client.begin(asked)
+        self.play()
+        return client.answer()._replace(records=tuple(self.records[before:]))
+
+    def play(self) -> None:
+        """Let the backend say its script to every request that it has not answered yet."""
+        while self.source.script is not None and (jobs := [job for job in self.source.jobs if not job.played]):
+            for job in jobs:
+                job.played = True
+                for items in self.source.script(job.request):
+                    self.say(job, *items)
+
+    def say(self, job: ScriptedJob, *items: Item) -> None:
+        """Deliver one engine step of one stream, and what was put off."""
+        self.dispatcher.deliver([(job.stream, items)], self.now)
+        while self.dispatcher.deferred:
+            self.dispatcher.resume(self.now)
+
+    def advance(self, nanoseconds: int) -> None:
+        self.now += nanoseconds
+        for client in self._clients:
+            client.tick()
+
+    def drain(self) -> None:
+        self.service.draining = True
+        for client in self._clients:
+            client.drain()
+
+    def _yield_to_loop(self) -> None:
+        self.turns += 1
+
+
+class MemoryPeer:
+    """A connection's carrier whose wire is memory; the test is the transport and the peer.
+
+    Attributes:
+        received: what the peer has got so far.
+        writes: what the core has written, call by call.
+        actions: what the connection has asked for, in order.
+        room: how many bytes the transport still takes; None for any number.
+    """
+
+    def __init__(self, house: House, options: ConnectionOptions | None = None) -> None:
+        self.connection = Connection(house.service, Principal(), house.now, options)
+        self.received = bytearray()
+        self.writes: list[bytes] = []
+        self.actions: list[Action] = []
+        self.room: int | None = None
+        self._house = house
+        self._waiting = bytearray()
+        self._gone = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has seen our end: a FIN behind all that was said, or a reset."""
+        return self.aborted or (any(isinstance(action, Close) for action in self.actions) and not self._waiting)
+
+    @property
+    def aborted(self) -> bool:
+        return self._gone
+
+    def write(self, data: bytes) -> None:
+        assert data, "an empty write"
+        self.writes.append(data)
+        if self._gone:
+            return
+        blocked = bool(self._waiting)
+        self._waiting += data
+        if not blocked:
+            self._transmit()
+            if self._waiting:
+                self._perform(self.connection.set_blocked(True, self._house.now))
+
+    def settle(self, now: int) -> None:
+        self._perform(self.connection.settle(now))
+
+    def receive(self, data: bytes) -> None:
+        self._perform(self.connection.receive_data(data, self._house.now))
+
+    def end(self) -> None:
+        """The peer has ended its side."""
+        self._perform(self.connection.receive_eof(self._house.now))
+
+    def lose(self) -> None:
+        """The peer has reset the connection."""
+        self._gone = True
+        actions = self.connection.lost(self._house.now)
+        self.actions += actions
+        self._house.dispatcher.perform(actions, self, self._house.now)
+
+    def take(self, size: int | None = None) -> None:
+        """The peer reads: the transport has room for so many bytes more."""
+        self.room = None if size is None else (self.room or 0) + size
+        before = len(self._waiting)
+        self._transmit()
+        if before and len(self._waiting) < before:
+            self._perform(self.connection.set_blocked(bool(self._waiting), self._house.now))
+
+    def tick(self) -> None:
+        deadline = self.connection.next_deadline()
+        if deadline is not None and deadline <= self._house.now and not self._gone:
+            self._perform(self.connection.handle_deadline(self._house.now))
+
+    def drain(self) -> None:
+        self._perform(self.connection.drain(self._house.now))
+
+    def _transmit(self) -> None:
+        size = len(self._waiting) if self.room is None else min(self.room, len(self._waiting))
+        self.received += self._waiting[:size]
+        del self._waiting[:size]
+        if self.room is not None:
+            self.room -= size
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        """As the pump does it: write what there is to say, then do what is asked."""
+        data = b"".join(self.connection.data_to_send())
+        if data:
+            self.write(data)
+        self.actions += actions
+        self._house.dispatcher.perform(actions, self, self._house.now)
+        if any(isinstance(action, Abort) for action in actions):
+            self._gone = True
+            self._waiting.clear()
+
+
+class HttpClient:
+    """A client of HTTP bytes over a `Connection`; a `Client`, and more for tests of bytes."""
+
+    def __init__(self, house: House, options: ConnectionOptions | None = None) -> None:
+        self.peer = MemoryPeer(house, options)
+        self._house = house
+        self._methods: list[str] = []
+
+    @property
+    def closed(self) -> bool:
+        return self.peer.ended
+
+    def begin(self, asked: Asked) -> None:
+        self.begin_bytes(request_bytes(asked), asked.method)
+
+    def begin_bytes(self, data: bytes, method: str = "GET") -> None:
+        self._methods.append(method)
+        self.peer.receive(data)
+
+    def ask_bytes(self, data: bytes, method: str = "GET", *, eof: bool = False) -> Answer:
+        """Send what may be no request at all, then perhaps the end of input; play the script."""
+        before = len(self._house.records)
+        self.begin_bytes(data, method)
+        if eof:
+            self.peer.end()
+        self._house.play()
+        return self.answer()._replace(records=tuple(self._house.records[before:]))
+
+    def answer(self) -> Answer:
+        answers = self.answers()
+        assert len(answers) == len(self._methods), f"{len(answers)} answers to {len(self._methods)} requests"
+        return answers[-1]
+
+    def answers(self) -> list[Answer]:
+        return read_answers(bytes(self.peer.received), self._methods, ended=self.peer.ended)
+
+    def leave(self) -> None:
+        self.peer.end()
+
+    def tick(self) -> None:
+        self.peer.tick()
+
+    def drain(self) -> None:
+        self.peer.drain()
+
+
+class Carriage:
+    """What the fixture `carrier` gives: a way to open houses that are reached through one kind of carrier."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def house(
+        self,
+        *,
+        options: ServiceOptions | None = None,
+        honours: frozenset[str] = frozenset(),
+        models: Sequence[ModelCard] = (ModelCard("tiny-1"), ModelCard("tiny-2")),
+    ) -> House:
+        return House(CARRIERS[self.name], options=options, honours=honours, models=models)
+
+
+CARRIERS: dict[str, Callable[[House], Client]] = {"http": HttpClient}
+"""Every carrier that the policy tests run through."""
+
+
+def request_bytes(asked: Asked) -> bytes:
+    """Write a request in HTTP/1.1, with a Host and a Content-Length where they are missing and needed."""
+    names = {name for name, _ in asked.headers}
+    lines = [f"{asked.method} {asked.target} HTTP/1.1"]
+    if "host" not in names:
+        lines.append(f"host: {HOST}")
+    lines += [f"{name}: {value}" for name, value in asked.headers]
+    if asked.body and not names & {"content-length", "transfer-encoding"}:
+        lines.append(f"content-length: {len(asked.body)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + asked.body
+
+
+def read_answers(data: bytes, methods: Sequence[str], *, ended: bool) -> list[Answer]:
+    """Read answers with somebody else's parser.
+
+    Args:
+        data: all that came.
+        methods: of the requests, in order: the answer to HEAD has no body.
+        ended: whether the connection's end came after the data.
+    """
+    client = h11.Connection(h11.CLIENT)
+    client.receive_data(data)
+    if ended:
+        client.receive_data(b"")
+    answers: list[Answer] = []
+    for method in methods:
+        client.send(h11.Request(method=method, target="/", headers=[("host", "test")]))
+        client.send(h11.EndOfMessage())
+        answer = _read_answer(client)
+        if answer is None:
+            break
+        answers.append(answer._replace(closed=ended and len(answers) + 1 == len(methods)))
+        if not answer.whole or client.our_state is not h11.DONE or client.their_state is not h11.DONE:
+            break
+        client.start_next_cycle()
+    return answers
+
+
+def _read_answer(client: h11.Connection) -> Answer | None:
+    head: h11.Response | None = None
+    body = bytearray()
+    while True:
+        try:
+            event = client.next_event()
+        except h11.RemoteProtocolError:
+            if head is None:
+                raise
+            event = h11.NEED_DATA  # the end of input came before the end of the body
+        if isinstance(event, h11.Response):
+            head = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif not isinstance(event, h11.InformationalResponse):
+            break
+    if head is None:
+        return None
+    headers = tuple((bytes(name).decode(), bytes(value).decode("latin-1")) for name, value in head.headers)
+    return Answer(head.status_code, headers, bytes(body), whole=isinstance(event, h11.EndOfMessage))
