@@ -19,9 +19,9 @@ from tokenwire.core.actions import Record
 from tokenwire.core.delivery import DeliveryOptions
 from tokenwire.core.dialects.base import MAX_JSON_DEPTH, MAX_MESSAGES
 from tokenwire.core.events import (
+    ChoiceEnd,
     ErrorKind,
     FinishReason,
-    ChoiceEnd,
     StreamEnd,
     StreamError,
     StreamStart,

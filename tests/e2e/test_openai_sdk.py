@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
-from tests.e2e.conftest import LOOPS, Serve
+from tests.e2e.conftest import Serve
 from tests.e2e.harness import HERE, Server, curl, notes, run_program, text_of, until
 
 Results = Mapping[str, Any]
@@ -26,6 +26,8 @@ _PROMPT: Final = "Tell me about owls."
 _LONG: Final = 1000
 """More tokens than the mock ever says: its text comes to its own end."""
 
+_FAILING: Final = ("fails_at_once", "fails_midway", "async_fails_midway")
+_VERBS: Final = ("stream", "whole", "async_stream", "async_whole")
 _TOOLS: Final = [
     {
         "type": "function",
@@ -66,8 +68,8 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def told(ask: Ask, mock: Server) -> Results:
-    """What one SDK says about one server, all in one run of its interpreter: the import takes the longest."""
+def told(ask: Ask, mock: Server, shared: Serve, loop: str) -> Results:
+    """What one SDK says about the servers of one loop, all in one run of its interpreter: the import takes the longest."""
     text = text_of(curl(f"{mock.url}/chat", "-G", "--data-urlencode", f"prompt={_PROMPT}", "-d", f"max_tokens={_LONG}"))
     stop = text[len(text) // 2 - 5 : len(text) // 2 + 6]  # over the border of tokens, which are words
     asked = {**_prompt(_PROMPT), "max_tokens": _LONG}
@@ -83,8 +85,7 @@ def told(ask: Ask, mock: Server) -> Results:
         "bad_value": {"with": {"temperature": 9}},
         "no_messages": {"with": {"messages": []}},
     }
-    verbs = ("stream", "whole", "async_stream", "async_whole")
-    made = {f"{verb}/{name}": {"do": verb, **call} for verb in verbs for name, call in calls.items()}
+    made = {f"{verb}/{name}": {"do": verb, **call} for verb in _VERBS for name, call in calls.items()}
     for verb in ("stream", "async_stream"):
         made[f"{verb}/usage"] = {"do": verb, "with": {"max_tokens": 7, "stream_options": {"include_usage": True}}}
     for verb in ("helper", "async_helper"):
@@ -95,11 +96,15 @@ def told(ask: Ask, mock: Server) -> Results:
     made["async_models"] = {"do": "async_models"}
     made["model"] = {"do": "model", "with": {"model": "mock"}}
     made["missing_model"] = {"do": "model", "with": {"model": "gpt-none"}}
-    results = ask({name: {**call, "url": mock.url} for name, call in made.items()})
+    for verb in _VERBS:
+        for backend in _FAILING:
+            asked = {"model": backend, **_prompt("Hello")}
+            made[f"{verb}/{backend}"] = {"do": verb, "with": asked, "url": shared(backend, loop=loop).url}
+    results = ask({name: {"url": mock.url, **call} for name, call in made.items()})
     return {**results, "text": text, "stop": stop}
 
 
-_EVERY_VERB: Final = pytest.mark.parametrize("verb", ["stream", "whole", "async_stream", "async_whole"])
+_EVERY_VERB: Final = pytest.mark.parametrize("verb", _VERBS)
 _STREAMING_VERBS: Final = pytest.mark.parametrize("verb", ["stream", "async_stream"])
 _HELPERS: Final = pytest.mark.parametrize("verb", ["helper", "async_helper"])
 
@@ -231,7 +236,6 @@ def test_a_bad_request_names_its_field(told: Results, verb: str, name: str, para
 
 # ------------------------------------------------------------------------------------ backends of the tests' own
 
-_FAILING: Final = ("fails_at_once", "fails_midway", "async_fails_midway")
 _WATCHED: Final = {
     "flaky": ("stream", "flaky", ()),
     "gated": ("open_gate", "gated", ()),
@@ -241,23 +245,6 @@ _WATCHED: Final = {
     "async_endless": ("leave", "async_endless", ()),
 }
 """By name: what the SDK does, the backend, and the arguments of its server."""
-
-
-@pytest.fixture(scope="module")
-def failures(ask: Ask, shared: Serve) -> Results:
-    """What one SDK says about backends that fail, by `backend/loop/verb`."""
-    return ask(
-        {
-            f"{backend}/{loop}/{verb}": {
-                "do": verb,
-                "url": shared(backend, loop=loop).url,
-                "with": {"model": backend, **_prompt("Hello")},
-            }
-            for backend in _FAILING
-            for loop in LOOPS
-            for verb in ("stream", "whole", "async_stream", "async_whole")
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +267,9 @@ def watched(ask: Ask, shared: Serve, tmp_path_factory: pytest.TempPathFactory) -
 
 @_EVERY_VERB
 def test_a_backend_that_raises_at_once_is_an_internal_server_error(
-    failures: Results, shared: Serve, loop: str, verb: str
+    told: Results, shared: Serve, loop: str, verb: str
 ) -> None:
-    raised = failures[f"fails_at_once/{loop}/{verb}"]["raised"]
+    raised = told[f"{verb}/fails_at_once"]["raised"]
     assert (raised["class"], raised["status"]) == ("InternalServerError", 500)
     assert "SecretError" in raised["message"]
     assert "hunter2" not in raised["message"]
@@ -291,8 +278,8 @@ def test_a_backend_that_raises_at_once_is_an_internal_server_error(
 
 @pytest.mark.parametrize("backend", ["fails_midway", "async_fails_midway"])
 @_STREAMING_VERBS
-def test_a_backend_that_raises_midway_raises_in_the_sdk(failures: Results, backend: str, loop: str, verb: str) -> None:
-    result = failures[f"{backend}/{loop}/{verb}"]
+def test_a_backend_that_raises_midway_raises_in_the_sdk(told: Results, backend: str, verb: str) -> None:
+    result = told[f"{verb}/{backend}"]
     raised, heard = result["raised"], result["heard"]
     assert (raised["class"], raised["status"]) == ("APIError", None)
     assert "SecretError" in raised["message"]
@@ -304,8 +291,8 @@ def test_a_backend_that_raises_midway_raises_in_the_sdk(failures: Results, backe
 
 @pytest.mark.parametrize("backend", ["fails_midway", "async_fails_midway"])
 @pytest.mark.parametrize("verb", ["whole", "async_whole"])
-def test_half_an_answer_is_no_whole_answer(failures: Results, backend: str, loop: str, verb: str) -> None:
-    assert failures[f"{backend}/{loop}/{verb}"]["raised"]["class"] == "InternalServerError"
+def test_half_an_answer_is_no_whole_answer(told: Results, backend: str, verb: str) -> None:
+    assert told[f"{verb}/{backend}"]["raised"]["class"] == "InternalServerError"
 
 
 def test_the_sdk_tries_again_after_an_error_before_the_first_token(watched: Results) -> None:

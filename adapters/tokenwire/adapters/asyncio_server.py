@@ -1,4 +1,4 @@
-"""asyncio, and uvloop under it, as the pump needs a loop: readiness, one timer, wake-ups."""
+"""asyncio, and uvloop under it, as the pump needs a loop: readiness, one timer, wake-ups, tasks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+import anyio
 from anyio.abc import TaskGroup
 
 __all__ = ["AsyncioReadiness", "readiness"]
@@ -19,6 +21,7 @@ class AsyncioReadiness:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         """Call back each time the socket can be read."""
@@ -36,6 +39,12 @@ class AsyncioReadiness:
         """Stop watching for writing."""
         self._loop.remove_writer(sock.fileno())
 
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching the socket, and close it."""
+        self._loop.remove_reader(sock.fileno())
+        self._loop.remove_writer(sock.fileno())
+        sock.close()
+
     def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
         """Set the one timer."""
         if self._timer is not None:
@@ -48,8 +57,26 @@ class AsyncioReadiness:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to call
             self._loop.call_soon_threadsafe(callback)
 
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run an async function; a task group cannot start one from a callback, which belongs to no task."""
+        task = self._loop.create_task(main())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def own_tasks(self) -> None:
+        """Cancel and await what `start_task` has started, once this task itself is cancelled."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait(self._tasks)
+
 
 def readiness(tasks: TaskGroup) -> AsyncioReadiness:
-    """Make the running loop's readiness; asyncio needs no task for it."""
-    del tasks
-    return AsyncioReadiness()
+    """Make the running loop's readiness, its tasks ending with the server's group."""
+    loop = AsyncioReadiness()
+    tasks.start_soon(loop.own_tasks)
+    return loop

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="run the bundled server",
-        description="Run the bundled server until SIGTERM or Ctrl-C: the first lets running streams end, the second does not.",
+        description="Run the bundled server. A first Ctrl-C or SIGTERM lets running streams end, a second does not.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     serve.set_defaults(command=_serve)
@@ -92,7 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="port to listen on; 0 for any")
     add("--loop", choices=sorted(LOOPS), default="asyncio", help="event loop")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a further name to answer to")
-    add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="an origin whose pages may call; * for any")
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="an origin whose pages may call, * for any",
+    )
     add("--max-streams", type=int, default=1024, help="streams that run at once")
     add("--max-queue", type=int, default=256, help="streams that wait; more are refused with 429")
     add("--max-connections", type=int, default=4096, help="connections at once")

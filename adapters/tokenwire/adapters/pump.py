@@ -13,8 +13,9 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
 
 from tokenwire.core.actions import Abort, Action, Close
 from tokenwire.core.connection import Connection, ConnectionOptions
@@ -48,22 +49,29 @@ _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Readiness(Protocol):
-    """What the pump needs of an event loop. Every method but `wake_soon` is called on the loop's thread."""
+    """What the pump needs of an event loop. Every method but `wake_soon` is called on the loop's thread.
+
+    No callback or task runs before the method that was given it has returned.
+    """
 
     def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be read, until `remove_reader`."""
+        """Call back each time the socket can be read, until `remove_reader` or `close`."""
         ...
 
     def remove_reader(self, sock: socket.socket) -> None:
-        """Stop. Called before the socket is closed; harmless where nothing was added."""
+        """Stop; called from within the callback only."""
         ...
 
     def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be written, until `remove_writer`."""
+        """Call back each time the socket can be written, until `remove_writer` or `close`."""
         ...
 
     def remove_writer(self, sock: socket.socket) -> None:
-        """Stop. Called before the socket is closed; harmless where nothing was added."""
+        """Stop; called from within the callback only."""
+        ...
+
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching the socket, and close it."""
         ...
 
     def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
@@ -72,6 +80,10 @@ class Readiness(Protocol):
 
     def wake_soon(self, callback: Callable[[], None]) -> None:
         """Call back in the loop's next turn; from any thread. After the loop's end, do nothing."""
+        ...
+
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run an async function; it is cancelled at the server's end. It must not raise."""
         ...
 
 
@@ -224,9 +236,7 @@ class Peer:
             return
         self._gone = True
         self._out = None
-        self._pump.readiness.remove_reader(self._sock)
-        self._pump.readiness.remove_writer(self._sock)
-        self._sock.close()
+        self._pump.readiness.close(self._sock)
         self._pump.forget(self)
 
     def _schedule(self, now: int) -> None:
@@ -278,7 +288,7 @@ class Pump:
         self._principal = Principal()
         self._listeners: list[socket.socket] = []
         self._peers: set[Peer] = set()
-        self._accepting = False
+        self._resting: set[socket.socket] = set()
         self._idle: Callable[[], None] | None = None
 
     @property
@@ -289,7 +299,7 @@ class Pump:
     def listen(self, sock: socket.socket) -> None:
         """Accept from a listening, non-blocking socket, which the pump owns from now on."""
         self._listeners.append(sock)
-        self._accepting = False
+        self._resting.add(sock)
         self._accept_again()
 
     def drain(self, when_idle: Callable[[], None]) -> None:
@@ -297,9 +307,9 @@ class Pump:
         self._idle = when_idle
         self.service.draining = True
         for sock in self._listeners:
-            self.readiness.remove_reader(sock)
-            sock.close()
+            self.readiness.close(sock)
         self._listeners.clear()
+        self._resting.clear()
         now = self.now()
         for peer in list(self._peers):
             peer.drain(now)
@@ -312,16 +322,16 @@ class Pump:
     def close(self) -> None:
         """Drop every peer and listener."""
         for sock in self._listeners:
-            self.readiness.remove_reader(sock)
-            sock.close()
+            self.readiness.close(sock)
         self._listeners.clear()
+        self._resting.clear()
         for peer in list(self._peers):
             peer.lose()
 
     def forget(self, peer: Peer) -> None:
         """A peer has gone."""
         self._peers.discard(peer)
-        if not self._accepting:
+        if self._resting:
             self._accept_again()
         self._tell_idle()
 
@@ -337,21 +347,21 @@ class Pump:
         self.timers.run(self.now())
 
     def _accept_again(self) -> None:
-        if self._accepting or len(self._peers) >= self._max_connections:
+        if len(self._peers) >= self._max_connections:
             return
-        self._accepting = True
-        for sock in self._listeners:
-            self.readiness.add_reader(sock, lambda sock=sock: self._accept(sock))
+        resting, self._resting = self._resting, set()
+        for sock in resting:
+            self.readiness.add_reader(sock, partial(self._accept, sock))
 
-    def _stop_accepting(self) -> None:
-        self._accepting = False
-        for sock in self._listeners:
-            self.readiness.remove_reader(sock)
+    def _rest(self, listener: socket.socket) -> None:
+        """Accept nothing more from a listener for now; called from within its callback."""
+        self._resting.add(listener)
+        self.readiness.remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_BACKLOG_PER_TURN):
             if len(self._peers) >= self._max_connections:
-                self._stop_accepting()
+                self._rest(listener)
                 return
             try:
                 sock, _ = listener.accept()
@@ -361,7 +371,7 @@ class Pump:
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise
                 _log.warning("cannot accept: %s; resting", error.strerror)
-                self._stop_accepting()
+                self._rest(listener)
                 self.timers.call_at(self.now() + _ACCEPT_PAUSE_NS, self._accept_again)
                 return
             self._begin(sock)

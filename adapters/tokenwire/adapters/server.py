@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -66,9 +66,8 @@ class WorldFacts:
 class _Runtime:
     """The loop as the backend sees it; a `tokenwire.backends.base.Runtime`."""
 
-    def __init__(self, pump: Pump, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, pump: Pump) -> None:
         self._pump = pump
-        self._tasks = tasks
 
     def now(self) -> int:
         return self._pump.now()
@@ -79,13 +78,13 @@ class _Runtime:
     def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
         self._pump.timers.call_at(deadline, callback)
 
-    def start_task(self, main: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.start_soon(self._run, main)
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._pump.readiness.start_task(partial(self._run, main))
 
-    async def _run(self, main: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await main()
-        except Exception:
+        except Exception:  # noqa: BLE001  # logged with its traceback; one task must not end the server
             _log.exception("a backend's task failed")
 
 
@@ -95,13 +94,10 @@ class Server:
     Args:
         backend: where events come from.
         readiness: the loop.
-        tasks: a task group that lives as long as the server.
         options: what the operator set.
     """
 
-    def __init__(
-        self, backend: Backend, readiness: Readiness, tasks: anyio.abc.TaskGroup, options: ServerOptions | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, readiness: Readiness, options: ServerOptions | None = None) -> None:
         self.options = options or ServerOptions()
         self.service = Service(
             models=backend.models, honours=backend.honours, facts=WorldFacts(), options=self.options.service
@@ -116,7 +112,7 @@ class Server:
         self.pump.dispatcher = Dispatcher(
             self.service,
             backend,
-            log=log_record,
+            log=_log_record,
             report=_report,
             yield_to_loop=lambda: readiness.wake_soon(self._resume),
         )
@@ -124,7 +120,7 @@ class Server:
         self._stopping = anyio.Event()
         self._idle = anyio.Event()
         self._signals = 0
-        backend.attach(_Runtime(self.pump, tasks), self.pump.dispatcher)
+        backend.attach(_Runtime(self.pump), self.pump.dispatcher)
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Serve until `stop` is called twice, or once and every stream has ended; then let go of everything."""
@@ -160,7 +156,7 @@ class Server:
         self.pump.dispatcher.resume(self.pump.now())
 
 
-class Loop(NamedTuple):
+class _Loop(NamedTuple):
     """How to run on one kind of loop."""
 
     backend: str
@@ -171,10 +167,10 @@ class Loop(NamedTuple):
     """Our module with its readiness."""
 
 
-LOOPS: Final[Mapping[str, Loop]] = {
-    "asyncio": Loop("asyncio", {}, "asyncio_server"),
-    "uvloop": Loop("asyncio", {"use_uvloop": True}, "asyncio_server"),
-    "trio": Loop("trio", {}, "trio_server"),
+LOOPS: Final[Mapping[str, _Loop]] = {
+    "asyncio": _Loop("asyncio", {}, "asyncio_server"),
+    "uvloop": _Loop("asyncio", {"use_uvloop": True}, "asyncio_server"),
+    "trio": _Loop("trio", {}, "trio_server"),
 }
 """The loops by the names that `--loop` takes."""
 
@@ -213,7 +209,7 @@ async def _main(
     started: Callable[[], None],
 ) -> None:
     async with anyio.create_task_group() as tasks:
-        server = Server(backend, readiness(tasks), tasks, options)
+        server = Server(backend, readiness(tasks), options)
         tasks.start_soon(_obey_signals, server)
         started()
         await server.serve(listeners)
@@ -259,7 +255,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def log_record(record: Record) -> None:
+def _log_record(record: Record) -> None:
     """Log one answered request in one line."""
     facts = [f"{record.method} {record.path} {record.status} {record.end}"]
     shown = (

@@ -32,9 +32,7 @@ class Timers:
         """Run a callback once the clock is at or past the deadline."""
         self._count += 1
         heapq.heappush(self._heap, (deadline, self._count, callback))
-        if self._armed is None or deadline < self._armed:
-            self._armed = deadline
-            self._arm(deadline)
+        self._arm_next()
 
     def run(self, now: int) -> None:
         """Run what is due, earliest first, and set the timer to what comes next."""
@@ -46,6 +44,9 @@ class Timers:
             for callback in due:
                 callback()
         finally:
-            if self._heap and (self._armed is None or self._heap[0][0] < self._armed):
-                self._armed = self._heap[0][0]
-                self._arm(self._armed)
+            self._arm_next()
+
+    def _arm_next(self) -> None:
+        if self._heap and (self._armed is None or self._heap[0][0] < self._armed):
+            self._armed = self._heap[0][0]
+            self._arm(self._armed)

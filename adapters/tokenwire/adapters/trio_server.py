@@ -1,4 +1,4 @@
-"""trio as the pump needs a loop: readiness, one timer, wake-ups.
+"""trio as the pump needs a loop: readiness, one timer, wake-ups, tasks.
 
 trio tells readiness to tasks, so each watched socket has one, which lives as long as the watch; a token costs none.
 """
@@ -9,7 +9,8 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import trio
 from anyio.abc import TaskGroup
@@ -29,26 +30,37 @@ class TrioReadiness:
     def __init__(self, start_soon: Callable[..., object]) -> None:
         self._start_soon = start_soon
         self._token = trio.lowlevel.current_trio_token()
-        self._watches: dict[tuple[socket.socket, _Wait], trio.CancelScope] = {}
+        # A watch is known by the very callback that it was given, so that a task whose watch was replaced sees it.
+        self._readers: dict[socket.socket, Callable[[], None]] = {}
+        self._writers: dict[socket.socket, Callable[[], None]] = {}
         self._timer = trio.CancelScope()
         self._due: Callable[[], None] | None = None
         start_soon(self._keep_time)
 
     def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         """Call back each time the socket can be read."""
-        self._add(sock, trio.lowlevel.wait_readable, callback)
+        self._readers[sock] = callback
+        self._start_soon(_watch, sock, trio.lowlevel.wait_readable, callback, self._readers)
 
     def remove_reader(self, sock: socket.socket) -> None:
         """Stop watching for reading."""
-        self._remove(sock, trio.lowlevel.wait_readable)
+        del self._readers[sock]
 
     def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         """Call back each time the socket can be written."""
-        self._add(sock, trio.lowlevel.wait_writable, callback)
+        self._writers[sock] = callback
+        self._start_soon(_watch, sock, trio.lowlevel.wait_writable, callback, self._writers)
 
     def remove_writer(self, sock: socket.socket) -> None:
         """Stop watching for writing."""
-        self._remove(sock, trio.lowlevel.wait_writable)
+        del self._writers[sock]
+
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching the socket, and close it."""
+        self._readers.pop(sock, None)
+        self._writers.pop(sock, None)
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
 
     def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
         """Set the one timer."""
@@ -60,23 +72,9 @@ class TrioReadiness:
         with contextlib.suppress(trio.RunFinishedError):  # nobody is left to call
             self._token.run_sync_soon(callback)
 
-    def _add(self, sock: socket.socket, wait: _Wait, callback: Callable[[], None]) -> None:
-        scope = self._watches[sock, wait] = trio.CancelScope()
-        self._start_soon(self._watch, sock, wait, callback, scope)
-
-    def _remove(self, sock: socket.socket, wait: _Wait) -> None:
-        scope = self._watches.pop((sock, wait), None)
-        if scope is not None:
-            # A task that waits leaves the kernel's watch list within this call, so the descriptor may be closed next.
-            scope.cancel()
-
-    async def _watch(
-        self, sock: socket.socket, wait: _Wait, callback: Callable[[], None], scope: trio.CancelScope
-    ) -> None:
-        with scope:
-            while not scope.cancel_called:
-                await wait(sock)
-                callback()
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run an async function."""
+        self._start_soon(main)
 
     async def _keep_time(self) -> None:
         while True:
@@ -85,6 +83,15 @@ class TrioReadiness:
             self._timer = trio.CancelScope(deadline=math.inf)
             if self._due is not None:
                 self._due()
+
+
+async def _watch(
+    sock: socket.socket, wait: _Wait, callback: Callable[[], None], watches: dict[socket.socket, Callable[[], None]]
+) -> None:
+    with contextlib.suppress(trio.ClosedResourceError):  # the socket was closed while this task waited
+        while watches.get(sock) is callback:
+            await wait(sock)
+            callback()
 
 
 def readiness(tasks: TaskGroup) -> TrioReadiness:

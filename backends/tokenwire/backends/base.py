@@ -1,13 +1,13 @@
 """What a backend is, and what the outside gives to it.
 
-A backend is a `tokenwire.core.contracts.Source` that is attached once to a runtime and a sink. It imports no event loop:
-the adapters hand in a `Runtime`, and a `Dialer` where it needs the network.
+A backend is a `tokenwire.core.contracts.Source` that is attached once to a runtime and a sink. It imports no event
+loop: the adapters hand in a `Runtime`, and a `Dialer` where it needs the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from tokenwire.core.contracts import Carrier, Sink, Source
 
@@ -15,7 +15,10 @@ __all__ = ["Backend", "Dialer", "Peer", "Runtime"]
 
 
 class Runtime(Protocol):
-    """The event loop, as a backend may use it."""
+    """The event loop, as a backend may use it.
+
+    No callback or task runs before the method that was given it has returned.
+    """
 
     def now(self) -> int:
         """Read the monotonic clock, in nanoseconds. Thread-safe."""
@@ -32,7 +35,7 @@ class Runtime(Protocol):
         """Run a callback on the loop's thread once `now()` is at or past the deadline. It cannot be taken back."""
         ...
 
-    def start_task(self, main: Callable[[], Awaitable[None]]) -> None:
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run an async function on the loop; it is cancelled at the server's end. An exception is logged, not lost."""
         ...
 

@@ -118,8 +118,8 @@ class _Choice:
             "".join(self.refusal),
             tuple(self.calls[number].result() for number in sorted(self.calls)),
             None if self.logprobs is None else tuple(self.logprobs),
-            self.end and self.end.reason,
-            self.end and self.end.stop_sequence,
+            self.end.reason if self.end else None,
+            self.end.stop_sequence if self.end else None,
             tuple(self.provider_data),
         )
 

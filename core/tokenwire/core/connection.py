@@ -24,8 +24,8 @@ from msgspec import Struct
 
 from .actions import Abort, Action, Cancel, Close, Pause, Record, Resume
 from .contracts import Principal, Reply
-from .errors import RemoteProtocolError
-from .http import BodyEnded, BodyReceived, HeadReceived, HttpEvent, RequestReader, ResponseWriter
+from .errors import LocalProtocolError, RemoteProtocolError
+from .http import BodyReceived, HeadReceived, HttpEvent, RequestReader, ResponseWriter
 from .service import Exchange, Service
 
 __all__ = ["Connection", "ConnectionOptions", "Phase"]
@@ -154,7 +154,7 @@ class Connection:
         self._blocked = blocked
         if self.phase in (Phase.WAITING, Phase.CLOSING):
             self._since_ns = now
-        line = self._exchange and self._exchange.line
+        line = self._exchange.line if self._exchange else None
         if line is None:
             return self._go_on(now)
         data = line.delivery.set_blocked(blocked, now)
@@ -192,7 +192,7 @@ class Connection:
         if self.phase is Phase.CLOSED:
             return None
         if self.phase is Phase.ANSWERING:
-            delivery = self._exchange and self._exchange.delivery
+            delivery = self._exchange.delivery if self._exchange else None
             return delivery.next_deadline() if delivery else None
         return self._since_ns + self._patience()
 
@@ -259,7 +259,6 @@ class Connection:
             return self._on_head(event, now)
         if isinstance(event, BodyReceived):
             return self._on_body(event.data, now)
-        assert isinstance(event, BodyEnded)
         return self._on_body_end(now)
 
     def _on_head(self, event: HeadReceived, now: int) -> list[Action]:
@@ -274,7 +273,9 @@ class Connection:
                 self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
             return []
         record = _record(event, outcome)
-        unread = head.has_body and (event.expects_continue or (head.content_length or _DRAINED_BODY + 1) > _DRAINED_BODY)
+        unread = head.has_body and (
+            event.expects_continue or (head.content_length or _DRAINED_BODY + 1) > _DRAINED_BODY
+        )
         if outcome.close or unread:
             self._writer.keep_alive = False
             return self._answer(outcome, record, now)
@@ -295,7 +296,8 @@ class Connection:
             self._unread_reply = None
             return self._answer(reply, record, now)
         exchange = self._exchange
-        assert exchange is not None
+        if exchange is None:
+            raise LocalProtocolError("a body without an exchange")
         outcome = exchange.receive_eof(self._writer, now)
         if isinstance(outcome, Reply):
             return self._answer(outcome, exchange.record(status=outcome.status, end="refused", now=now), now)
@@ -322,7 +324,7 @@ class Connection:
         return []
 
     def _handle_delivery_deadline(self, now: int) -> list[Action]:
-        delivery = self._exchange and self._exchange.delivery
+        delivery = self._exchange.delivery if self._exchange else None
         if delivery is None:
             return []
         data = delivery.handle_deadline(now)
@@ -335,7 +337,7 @@ class Connection:
     def _refuse_unread(self, error: RemoteProtocolError, now: int) -> list[Action]:
         """Answer what could not be read as a request, and end."""
         exchange, self._exchange = self._exchange, None
-        reply = self._service.refuse_unread(str(error), error.status, exchange and exchange.dialect)
+        reply = self._service.refuse_unread(str(error), error.status, exchange.dialect if exchange else None)
         self._writer.keep_alive = False
         self._out.append(self._writer.reply(reply))
         if exchange is not None:
@@ -366,4 +368,3 @@ class Connection:
 def _record(event: HeadReceived, reply: Reply) -> Record:
     end = "answered" if reply.status < 400 else "refused"
     return Record(method=event.head.method, path=event.head.path, status=reply.status, end=end)
-

@@ -17,9 +17,9 @@ from .contracts import Encoder, Folded, Framing, Reply, ResponseHead
 from .events import (
     TERMINALS,
     Event,
+    Failure,
     ReasoningDelta,
     RefusalDelta,
-    StreamEnd,
     StreamStart,
     Terminal,
     TextDelta,
@@ -134,7 +134,7 @@ class StreamDelivery:
         encoder: Encoder,
         framing: Framing,
         head: ResponseHead,
-        refuse: Callable[[Terminal], Reply],
+        refuse: Callable[[Failure], Reply],
         options: DeliveryOptions,
         now: int,
     ) -> None:
@@ -250,7 +250,7 @@ class StreamDelivery:
             if isinstance(event, _HELD_WITH_HEAD):
                 self._held += self._encoder.encode(event, number)
                 return
-            if isinstance(event, TERMINALS) and not isinstance(event, StreamEnd):
+            if isinstance(event, Failure):
                 self._refuse_whole(event, out)
                 return
             self._open(out)
@@ -266,7 +266,7 @@ class StreamDelivery:
         out.append(self._framing.frame(self._held))
         self._held = b""
 
-    def _refuse_whole(self, terminal: Terminal, out: list[bytes]) -> None:
+    def _refuse_whole(self, terminal: Failure, out: list[bytes]) -> None:
         reply = self._refuse(terminal)
         self.status = reply.status
         out.append(self._framing.reply(reply))
@@ -274,7 +274,7 @@ class StreamDelivery:
 
     def _end(self, terminal: Terminal) -> None:
         self.ended = True
-        self.failed = not isinstance(terminal, StreamEnd)
+        self.failed = isinstance(terminal, Failure)
         self.error = _words(terminal)
 
     def _refresh_text(self) -> None:
@@ -317,7 +317,7 @@ class ResultDelivery:
         self,
         encode: Callable[[Result], Reply],
         framing: Framing,
-        refuse: Callable[[Terminal], Reply],
+        refuse: Callable[[Failure], Reply],
     ) -> None:
         self._collector = Collector()
         self._encode = encode
@@ -344,9 +344,9 @@ class ResultDelivery:
 
     def _finish(self, terminal: Terminal) -> bytes:
         self.ended = True
-        self.failed = not isinstance(terminal, StreamEnd)
+        self.failed = isinstance(terminal, Failure)
         self.error = _words(terminal)
-        reply = self._refuse(terminal) if self.failed else self._encode(self._collector.result())
+        reply = self._refuse(terminal) if isinstance(terminal, Failure) else self._encode(self._collector.result())
         self.status = reply.status
         data = self._framing.reply(reply)
         self.sent_bytes = len(data)

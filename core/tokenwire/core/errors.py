@@ -1,12 +1,12 @@
 """The errors of the core: one root, and leaves that say whose fault it was.
 
-    TokenwireError              the root; never raised itself
-    +-- LocalProtocolError      our side broke a rule: a bug in the caller or in a backend
-    |   +-- GrammarError        an event that the stream's grammar does not allow here
-    +-- RemoteProtocolError     the peer broke a rule; carries the HTTP status that answers it
-    |   +-- LimitExceeded       the peer went past a named limit
-    |   +-- MalformedData       bytes that are not what their framing or dialect promises
-    +-- RequestRefused          a request that is answered with an error and not with a stream
+TokenwireError              the root; never raised itself
++-- LocalProtocolError      our side broke a rule: a bug in the caller or in a backend
+|   +-- GrammarError        an event that the stream's grammar does not allow here
++-- RemoteProtocolError     the peer broke a rule; carries the HTTP status that answers it
+|   +-- LimitExceeded       the peer went past a named limit
+|   +-- MalformedData       bytes that are not what their framing or dialect promises
++-- RequestRefused          a request that is answered with an error and not with a stream
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ __all__ = [
     "Delta",
     "ErrorKind",
     "Event",
+    "Failure",
     "FinishReason",
     "ProviderData",
     "ReasoningDelta",
@@ -266,6 +267,9 @@ Delta = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelt
 
 Terminal = StreamEnd | StreamError | StreamCancelled | StreamTruncated
 """How a stream ends, exactly once."""
+
+Failure = StreamError | StreamCancelled | StreamTruncated
+"""How a stream ends that did not succeed."""
 
 Event = StreamStart | Delta | UsageReport | ChoiceEnd | Terminal
 """Everything that a stream can say."""

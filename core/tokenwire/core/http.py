@@ -41,8 +41,10 @@ MAX_PIPELINED_BYTES: Final = 16 * 1024
 """What a peer may send ahead while its answer runs. A peer that sends more has its later requests unanswered."""
 
 _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [\x21-\x7e]+ HTTP/1\.[01]")
+_CR: Final = 0x0D
 _VERSION: Final = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9](?:\.[0-9])?")
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_QUOTED: Final = re.compile(r""":? (?:bytearray\()?b['"].*""", re.DOTALL)
 _UNSAFE_IN_HEAD: Final = re.compile(r"[\r\n\x00]")
 
 
@@ -108,9 +110,7 @@ class RequestReader:
         "overflowed",
     )
 
-    def __init__(
-        self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_pipelined_bytes: int = MAX_PIPELINED_BYTES
-    ) -> None:
+    def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_pipelined_bytes: int = MAX_PIPELINED_BYTES) -> None:
         self._max_head = max_head_bytes
         self._max_pipelined = max_pipelined_bytes
         self._buffer = bytearray()
@@ -198,18 +198,12 @@ class RequestReader:
             if self._phase is _Phase.BODY:
                 self._read_body(events)
         except (RemoteProtocolError, h11.RemoteProtocolError) as error:
-            fault = error if isinstance(error, RemoteProtocolError) else self._translated(error)
+            fault = error if isinstance(error, RemoteProtocolError) else _translated(error)
             self.close()
             if not events:
                 raise fault from None
             self._fault = fault
         return events
-
-    def _translated(self, error: h11.RemoteProtocolError) -> RemoteProtocolError:
-        """Word an error of h11, whose own words on a body quote the peer's bytes: a prompt must not get into a log."""
-        if self._phase is _Phase.BODY:
-            return RemoteProtocolError("the body is not framed as its head says", status=error.error_status_hint)
-        return RemoteProtocolError(str(error), status=error.error_status_hint)
 
     def _read_head(self, events: list[HttpEvent]) -> None:
         buffer = self._buffer
@@ -277,6 +271,11 @@ class RequestReader:
                 return
             else:
                 return
+
+
+def _translated(error: h11.RemoteProtocolError) -> RemoteProtocolError:
+    """Take an error of h11 over, but for the peer's bytes that it quotes: keys and prompts must not get into a log."""
+    return RemoteProtocolError(_QUOTED.sub("", str(error)), status=error.error_status_hint)
 
 
 def _check_request_line(line: bytes) -> None:

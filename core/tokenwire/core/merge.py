@@ -175,4 +175,3 @@ def _text_of(event: _Text) -> str:
 
 def _logprobs_of(event: _Text) -> tuple[TokenLogprob, ...]:
     return (event.logprobs or ()) if isinstance(event, TextDelta) else ()
-

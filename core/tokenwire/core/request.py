@@ -130,5 +130,3 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         """
         said = [message for message in self.messages if message.role == "user"] or list(self.messages)
         return said[-1].text if said else ""
-
-

@@ -25,7 +25,7 @@ from .dialects.base import failure_of, status_of
 from .dialects.openai_chat import OpenAIChat
 from .dialects.plain import Plain
 from .errors import RequestRefused
-from .events import ErrorKind, StreamEnd, StreamError, StreamStart, Terminal
+from .events import ErrorKind, Failure, StreamError, StreamStart
 from .guard import Guard, shown
 from .line import Line
 from .request import GenerationRequest
@@ -97,7 +97,7 @@ class Exchange:
     @property
     def delivery(self) -> Delivery | None:
         """The stream's way to the client, once there is a stream."""
-        return self.line and self.line.delivery
+        return self.line.delivery if self.line else None
 
     def receive_data(self, data: bytes) -> Reply | None:
         """Take a piece of the body.
@@ -290,9 +290,7 @@ class Service:
             raise RequestRefused(StreamError(ErrorKind.NOT_FOUND, message, "model_not_found", "model"))
         return card
 
-    def begin(
-        self, exchange: Exchange, body: bytes, id_prefix: str, framing: Framing, now: int
-    ) -> Start | Wait:
+    def begin(self, exchange: Exchange, body: bytes, id_prefix: str, framing: Framing, now: int) -> Start | Wait:
         """Make the stream of an exchange whose body is whole.
 
         Raises:
@@ -338,8 +336,7 @@ class Service:
         if parsed.ignored:
             about = (*about, ("x-tokenwire-ignored", ", ".join(parsed.ignored)))
 
-        def refuse(terminal: Terminal) -> Reply:
-            assert not isinstance(terminal, StreamEnd)
+        def refuse(terminal: Failure) -> Reply:
             return self.refuse(dialect, failure_of(terminal), head, headers=about)
 
         def whole(result: Result) -> Reply:

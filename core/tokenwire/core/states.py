@@ -222,7 +222,7 @@ class Grammar:
         stream_state = _step(stream_state, Pseudo.LAST_CHOICE_END if ends_last else kind)
         choice_state = _step(self.choice_state(choice), kind, f"choice {choice}")
         if isinstance(event, _OF_A_CALL) and event.call_index is not None:
-            self._apply_to_call((choice, event.call_index), kind)
+            self._apply_to_call((choice, event.call_index), type(event))
         self.state = StreamState(stream_state)
         self._choices[choice] = ChoiceState(choice_state)
         self._open = still_open - (kind is ChoiceEnd)

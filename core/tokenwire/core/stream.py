@@ -8,7 +8,7 @@ StreamEnd leaves open, and reports usage before every terminal event. What it le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 from .events import (
     ChoiceEnd,
@@ -114,7 +114,8 @@ class Stream:
                 text = item.text
                 if text and (text.isascii() or not has_surrogates(text)):
                     self.output_tokens += item.token_count
-                    return items  # type: ignore[return-value]  # the one item is an Event, as just tested
+                    same: Any = items  # the one item is an Event, as just tested; a cast would cost a call a token
+                    return same  # type: ignore[no-any-return]  # see above
         return self._accept(items)
 
     def _accept(self, items: Sequence[Item]) -> list[Event]:

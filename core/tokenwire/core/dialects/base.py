@@ -19,6 +19,7 @@ from tokenwire.core.collect import Result
 from tokenwire.core.errors import LocalProtocolError, RequestRefused
 from tokenwire.core.events import (
     ErrorKind,
+    Failure,
     StreamCancelled,
     StreamEnd,
     StreamError,
@@ -40,7 +41,6 @@ __all__ = [
     "MAX_TOKENS_REQUESTED",
     "MIN_LOGPROB",
     "ErrorRow",
-    "Failure",
     "Fields",
     "MaxTokens",
     "Name",
@@ -145,9 +145,6 @@ ERRORS: Final[Mapping[ErrorKind, ErrorRow]] = {
     ErrorKind.OVERLOADED: ErrorRow(529, "overloaded_error", retryable=True),
 }
 """The one table of errors. SERVER is not retryable as a rule: a backend that raised once raises again."""
-
-Failure = StreamError | StreamCancelled | StreamTruncated
-"""A stream's end that is no success."""
 
 _BY_STATUS: Final = {row.status: kind for kind, row in ERRORS.items()} | {
     408: ErrorKind.TIMEOUT,

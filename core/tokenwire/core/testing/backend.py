@@ -15,6 +15,7 @@ from typing import Final, Protocol, cast
 from msgspec import Struct
 
 from tokenwire.core.contracts import Batch, Job, ModelCard, Sink, Source, StreamHandle
+from tokenwire.core.dispatch import STREAMS_PER_TURN, Dispatcher
 from tokenwire.core.events import (
     TERMINALS,
     ChoiceEnd,
@@ -43,6 +44,9 @@ from .clock import VirtualClock
 __all__ = ["Account", "Backend", "Ledger", "ScriptedSource", "SimulatedRuntime", "Telling", "Told", "tell"]
 
 _MILLISECOND: Final = 1_000_000
+
+_HELD_BACK: Final = 1024
+"""More than the longest stop string of a simulated request."""
 
 
 class SimulatedRuntime:
@@ -93,18 +97,20 @@ class Account:
     Attributes:
         stream_id: its id, as clients know it.
         request: what the backend was asked.
-        runs: what it said, a list of items for each batch.
+        runs: what it said until its stream ended, a list of items for each batch.
+        deferred: whether a part of it came at the end of a batch too large for one turn.
         failed_to_start: whether `start` raised.
         cancelled: how often the core cancelled it.
         blocked: what `set_blocked` said last.
     """
 
-    __slots__ = ("blocked", "cancelled", "failed_to_start", "request", "runs", "stream_id")
+    __slots__ = ("blocked", "cancelled", "deferred", "failed_to_start", "request", "runs", "stream_id")
 
     def __init__(self, stream_id: str, request: GenerationRequest) -> None:
         self.stream_id = stream_id
         self.request = request
         self.runs: list[Sequence[Item]] = []
+        self.deferred = False
         self.failed_to_start = False
         self.cancelled = 0
         self.blocked = False
@@ -124,7 +130,7 @@ class Ledger:
     """
 
     def __init__(self, backend: Backend, complain: Callable[[str], None]) -> None:
-        self.sink: Sink
+        self.sink: Dispatcher
         self.accounts: dict[str, Account] = {}
         self.delivered: Callable[[], None] = lambda: None
         self._by_handle: dict[StreamHandle, Account] = {}
@@ -167,10 +173,18 @@ class Ledger:
 
     def _write_down(self, batch: Batch) -> Iterator[tuple[StreamHandle, Sequence[Item]]]:
         # The core takes one entry at a time. That it asks for the next one shows that it is done with the last.
-        for stream, items in batch:
-            self._by_handle[stream].runs.append(items)
+        for place, (stream, items) in enumerate(batch):
+            if cast("Line", stream).stream.terminal is None:
+                account = self._by_handle[stream]
+                account.runs.append(items)
+                account.deferred |= self.sink.deferred or place >= STREAMS_PER_TURN
             yield stream, items
         self._in_batch = False
+
+    def largest_run(self, stream: StreamHandle) -> int:
+        """Say how many bytes of text a stream said at most in one batch, and what a stop string may have held back."""
+        account = self._by_handle.get(stream)
+        return max((_size(run) for run in account.runs), default=0) + _HELD_BACK if account else 0
 
     def outside_batch(self, what: str) -> None:
         """Complain where a backend is called while its batch is being fed."""
@@ -180,6 +194,10 @@ class Ledger:
     def complain(self, sentence: str) -> None:
         """Write a broken rule down."""
         self._complain(sentence)
+
+
+def _size(run: Sequence[Item]) -> int:
+    return sum(len(str(getattr(item, "text", None) or getattr(item, "arguments", item))) * 4 for item in run)
 
 
 class _WatchedJob:

@@ -58,8 +58,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     """Whether a stream is asked for."""
     include_usage: bool = False
     """Whether a stream has to end with token counts."""
-    cut: bool = False
-    """Whether the request is not whole."""
+    cut: str = ""
+    """Where the request is not whole: ends, for the client says so, or stalls; empty where it is whole."""
     last: bool = False
     """Whether the connection must end with the answer."""
 
@@ -201,7 +201,15 @@ def draw_requests(random: Random, count: int, *, max_body_bytes: int) -> list[As
             drawn.append(_too_large(max_body_bytes))
         if drawn[-1].last:
             break
+    if drawn[-1].dialect and random.random() < 0.06:
+        drawn[-1] = _cut_in_half(random, drawn[-1])
     return drawn
+
+
+def _cut_in_half(random: Random, asked: Asked) -> Asked:
+    data = asked.data[: random.randrange(1, len(asked.data))]
+    cut = random.choice(("ends", "stalls"))
+    return Asked(data=data, method=asked.method, statuses=frozenset({400, 408}), cut=cut, last=True)
 
 
 def _draw_generation(random: Random) -> Asked:
@@ -381,6 +389,7 @@ class SimulatedClient:
         self._clock = clock
         self._note = note
         self._waiting = deque(requests)
+        self._flood = habits.floods // len(_SIMPLE[0].data)
         self._out = b""
         self._parser = h11.Connection(h11.CLIENT)
         self._received = 0
@@ -395,13 +404,14 @@ class SimulatedClient:
         if self.habits.pipelines or self.habits.floods:
             self._send(b"".join(asked.data for asked in self._waiting))
         if self.habits.floods:
-            self._send(_SIMPLE[0].data * (self.habits.floods // len(_SIMPLE[0].data)))
+            self._send(_SIMPLE[0].data * self._flood)
         self._ask_next()
 
     def _ask_next(self) -> None:
         """Get ready for the next answer, and ask for it where that has not been done."""
         asked = self._waiting.popleft() if self._waiting else None
-        if asked is None and self.habits.floods and self.answers and len(self.answers) < 2000:
+        if asked is None and self._flood:
+            self._flood -= 1
             asked = _SIMPLE[0]
         if asked is None:
             self._finish()
@@ -411,7 +421,7 @@ class SimulatedClient:
         self._parser.send(h11.EndOfMessage())
         if not (self.habits.pipelines or self.habits.floods):
             self._send(asked.data)
-        if asked.cut and not self._waiting:
+        if asked.cut == "ends":
             self._shut_down_when_sent()
 
     def _finish(self) -> None:
@@ -432,6 +442,13 @@ class SimulatedClient:
         else:
             self.done = True
             (self._endpoint.reset if how == "reset" else self._endpoint.close)()
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        if not self.done:
+            self._note("gives up", self._received)
+            self.done = True
+            self._endpoint.close()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -457,7 +474,7 @@ class SimulatedClient:
             self._lose()
             return
         self._endpoint.set_writer(None)
-        if self.left and self.habits.leaves == "half-close":
+        if (self.left and self.habits.leaves == "half-close") or (self.answers and self.answers[-1].asked.cut == "ends"):
             self._shut_down_when_sent()
 
     def _lose(self) -> None:

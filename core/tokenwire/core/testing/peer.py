@@ -38,6 +38,7 @@ class SimulatedPeer:
         connection: what it drives.
         unsent_bytes: what waits because the endpoint takes no more.
         records: how many answered requests the connection has reported.
+        dropped_as_slow: whether one of them was given up because its reader was too slow.
         gone: nothing is sent or received any more.
     """
 
@@ -49,6 +50,7 @@ class SimulatedPeer:
         "_out",
         "_server",
         "connection",
+        "dropped_as_slow",
         "gone",
         "number",
         "records",
@@ -61,6 +63,7 @@ class SimulatedPeer:
         self.gone = False
         self.unsent_bytes = 0
         self.records = 0
+        self.dropped_as_slow = False
         self._endpoint = endpoint
         self._server = server
         self._out: deque[bytes] = deque()
@@ -167,7 +170,10 @@ class SimulatedPeer:
         self._server.inspect(self)
 
     def _seen(self, actions: Sequence[Action]) -> Sequence[Action]:
-        self.records += sum(1 for action in actions if isinstance(action, Record))
+        for action in actions:
+            if isinstance(action, Record):
+                self.records += 1
+                self.dropped_as_slow |= action.end == "slow_reader"
         return actions
 
     def _shut_down(self) -> None:
