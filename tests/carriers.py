@@ -421,41 +421,45 @@ def read_answers(data: bytes, methods: Sequence[str], *, ended: bool) -> list[An
         methods: of the requests, in order: the answer to HEAD has no body.
         ended: whether the connection's end came after the data.
     """
-    client = h11.Connection(h11.CLIENT)
-    client.receive_data(data)
-    if ended:
-        client.receive_data(b"")
     answers: list[Answer] = []
     for method in methods:
+        client = h11.Connection(h11.CLIENT)
         client.send(h11.Request(method=method, target="/", headers=[("host", "test")]))
         client.send(h11.EndOfMessage())
-        answer = _read_answer(client)
+        client.receive_data(data)
+        if ended:
+            client.receive_data(b"")
+        answer = _read_answer(client) if b"\r\n\r\n" in data else None
         if answer is None:
             break
-        answers.append(answer._replace(closed=ended and len(answers) + 1 == len(methods)))
-        if not answer.whole or client.our_state is not h11.DONE or client.their_state is not h11.DONE:
+        answers.append(answer)
+        data = client.trailing_data[0]
+        if not answer.whole:
             break
-        client.start_next_cycle()
+    if ended and answers:
+        answers[-1] = answers[-1]._replace(closed=True)
     return answers
 
 
 def _read_answer(client: h11.Connection) -> Answer | None:
     head: h11.Response | None = None
     body = bytearray()
-    while True:
+    whole = False
+    while not whole:
         try:
             event = client.next_event()
         except h11.RemoteProtocolError:
-            if head is None:
-                raise
-            event = h11.NEED_DATA  # the end of input came before the end of the body
+            if client.trailing_data[0] or not client.trailing_data[1]:
+                raise  # it is no answer; else its end is missing
+            break
         if isinstance(event, h11.Response):
             head = event
         elif isinstance(event, h11.Data):
             body += event.data
-        elif not isinstance(event, h11.InformationalResponse):
+        elif event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed):
             break
+        whole = isinstance(event, h11.EndOfMessage)
     if head is None:
         return None
     headers = tuple((bytes(name).decode(), bytes(value).decode("latin-1")) for name, value in head.headers)
-    return Answer(head.status_code, headers, bytes(body), whole=isinstance(event, h11.EndOfMessage))
+    return Answer(head.status_code, headers, bytes(body), whole)

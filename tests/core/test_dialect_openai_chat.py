@@ -15,7 +15,7 @@ from tests.strategies import any_text, legal_streams, splits
 
 from tokenwire.core.collect import Collector, Result
 from tokenwire.core.contracts import Dialect, ModelCard, ParsedRequest
-from tokenwire.core.dialects.base import MIN_LOGPROB, escape_utf8
+from tokenwire.core.dialects.base import MIN_LOGPROB, escape_valid
 from tokenwire.core.dialects.openai_chat import DIALECT, FINISH_REASONS, ChatEncoder
 from tokenwire.core.errors import LocalProtocolError, MalformedData, RequestRefused
 from tokenwire.core.events import (
@@ -225,7 +225,7 @@ def test_a_folded_template_writes_what_encode_writes(text: str, include_usage: b
     template = encoder.template(1)
     assert template is not None
     assert fold_bare(template)(text, 2) == encoder.encode(TextDelta(text, 1), 2)
-    assert template.escape is escape_utf8
+    assert template.escape is escape_valid
 
 
 @pytest.mark.parametrize("kind", ErrorKind)

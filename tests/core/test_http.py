@@ -237,8 +237,6 @@ BAD: dict[str, tuple[bytes, int]] = {
     "chunk-end": (POST + b"transfer-encoding: chunked\r\n\r\n3\r\nhelXX0\r\n\r\n", 400),
     "chunk-extension-lf": (POST + b"transfer-encoding: chunked\r\n\r\n3;a\nb\r\nhel\r\n0\r\n\r\n", 400),
     "chunk-size-lf": (POST + b"transfer-encoding: chunked\r\n\r\n3\nhel\r\n0\r\n\r\n", 400),
-    "trailer-lf": (POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: y\nz: w\r\n\r\n", 400),
-    "trailer-fold": (POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: y\r\n z\r\n\r\n", 400),
 }
 
 
@@ -257,7 +255,7 @@ def test_a_request_is_refused_however_it_is_cut(data: bytes, status: int) -> Non
     "data",
     [
         b"GET / HTTP/1.1\r\nAuthorization secret\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization(: Bearer secret\r\n\r\n",
         POST + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nsecret\r\n",
         b"GET /secret secret\r\n\r\n",
     ],
@@ -466,7 +464,10 @@ def test_well_formed_requests_are_read_as_h11_reads_them(raw: bytes, data: st.Da
     server.receive_data(raw)
     request = server.next_event()
     assert isinstance(request, h11.Request)
-    body = b"".join(bytes(event.data) for event in iter(server.next_event, h11.PAUSED) if isinstance(event, h11.Data))
+    body = b""
+    while isinstance(event := server.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
     seen = read(data.draw(splits(raw)))
     found = head(seen)
     assert found.method.encode() == request.method

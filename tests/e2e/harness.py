@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ __all__ = [
     "curl",
     "data_of",
     "notes",
+    "readable",
     "run_program",
     "text_of",
     "until",
@@ -175,10 +177,10 @@ def run_program(command: Sequence[str], *, given: str = "", seconds: float = 60.
         AssertionError: it failed.
     """
     done = subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=seconds, env=ENVIRONMENT, check=False
+        command, input=given.encode(), capture_output=True, timeout=seconds, env=ENVIRONMENT, check=False
     )
-    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr.decode()}"
+    return done.stdout.decode()
 
 
 def curl(url: str, *arguments: str) -> str:
@@ -247,9 +249,18 @@ class Reader:
             self.received += data
         return self.received
 
+    def fileno(self) -> int:
+        """Its socket's file descriptor."""
+        return self._sock.fileno()
+
     def close(self) -> None:
         """Close."""
         self._sock.close()
+
+
+def readable(*readers: Reader) -> list[Reader]:
+    """Those readers for whom something has arrived."""
+    return select.select(readers, (), (), 0)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- relay

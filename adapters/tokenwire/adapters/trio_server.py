@@ -1,15 +1,17 @@
 """trio as the pump needs a loop: readiness, one timer, wake-ups, tasks.
 
-trio tells readiness to tasks, so each watched socket has one, which lives as long as the watch; a token costs none.
+trio tells readiness to tasks, and a task a socket would cost some 4 KiB each. So all sockets are in one selector of our
+own, and one task waits for the selector, which is readable itself when one of them is ready (epoll and kqueue nest).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import selectors
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
@@ -17,7 +19,20 @@ from anyio.abc import TaskGroup
 
 __all__ = ["TrioReadiness", "readiness"]
 
-_Wait = Callable[[socket.socket], Awaitable[None]]
+
+class _Watch:
+    """What is called for one socket."""
+
+    __slots__ = ("reader", "writer")
+
+    def __init__(self) -> None:
+        self.reader: Callable[[], None] | None = None
+        self.writer: Callable[[], None] | None = None
+
+    @property
+    def events(self) -> int:
+        """What to ask the selector for."""
+        return (selectors.EVENT_READ if self.reader else 0) | (selectors.EVENT_WRITE if self.writer else 0)
 
 
 class TrioReadiness:
@@ -30,36 +45,43 @@ class TrioReadiness:
     def __init__(self, start_soon: Callable[..., object]) -> None:
         self._start_soon = start_soon
         self._token = trio.lowlevel.current_trio_token()
-        # A watch is known by the very callback that it was given, so that a task whose watch was replaced sees it.
-        self._readers: dict[socket.socket, Callable[[], None]] = {}
-        self._writers: dict[socket.socket, Callable[[], None]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._watches: dict[socket.socket, _Watch] = {}
         self._timer = trio.CancelScope()
         self._due: Callable[[], None] | None = None
+        start_soon(self._keep_watch)
         start_soon(self._keep_time)
 
     def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         """Call back each time the socket can be read."""
-        self._readers[sock] = callback
-        self._start_soon(_watch, sock, trio.lowlevel.wait_readable, callback, self._readers)
+        watch = self._watches.setdefault(sock, _Watch())
+        asked, watch.reader = watch.events, callback
+        self._ask(sock, watch, asked)
 
     def remove_reader(self, sock: socket.socket) -> None:
         """Stop watching for reading."""
-        del self._readers[sock]
+        watch = self._watches[sock]
+        asked, watch.reader = watch.events, None
+        self._ask(sock, watch, asked)
 
     def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
         """Call back each time the socket can be written."""
-        self._writers[sock] = callback
-        self._start_soon(_watch, sock, trio.lowlevel.wait_writable, callback, self._writers)
+        watch = self._watches.setdefault(sock, _Watch())
+        asked, watch.writer = watch.events, callback
+        self._ask(sock, watch, asked)
 
     def remove_writer(self, sock: socket.socket) -> None:
         """Stop watching for writing."""
-        del self._writers[sock]
+        watch = self._watches[sock]
+        asked, watch.writer = watch.events, None
+        self._ask(sock, watch, asked)
 
     def close(self, sock: socket.socket) -> None:
         """Stop watching the socket, and close it."""
-        self._readers.pop(sock, None)
-        self._writers.pop(sock, None)
-        trio.lowlevel.notify_closing(sock)
+        watch = self._watches.pop(sock, None)
+        if watch is not None:
+            asked, watch.reader, watch.writer = watch.events, None, None
+            self._ask(sock, watch, asked)
         sock.close()
 
     def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
@@ -76,6 +98,28 @@ class TrioReadiness:
         """Run an async function."""
         self._start_soon(main)
 
+    def _ask(self, sock: socket.socket, watch: _Watch, asked: int) -> None:
+        """Tell the selector what a socket is watched for now, having been watched for `asked`."""
+        events = watch.events
+        if events and asked:
+            self._selector.modify(sock, events, watch)
+        elif events:
+            self._selector.register(sock, events, watch)
+        elif asked:
+            self._selector.unregister(sock)
+
+    async def _keep_watch(self) -> None:
+        with self._selector:
+            while True:
+                await trio.lowlevel.wait_readable(self._selector.fileno())
+                for key, events in self._selector.select(0):
+                    watch: _Watch = key.data
+                    # Any of these calls may end another's watch, or its own.
+                    if events & selectors.EVENT_READ and watch.reader is not None:
+                        watch.reader()
+                    if events & selectors.EVENT_WRITE and watch.writer is not None:
+                        watch.writer()
+
     async def _keep_time(self) -> None:
         while True:
             with self._timer:
@@ -83,15 +127,6 @@ class TrioReadiness:
             self._timer = trio.CancelScope(deadline=math.inf)
             if self._due is not None:
                 self._due()
-
-
-async def _watch(
-    sock: socket.socket, wait: _Wait, callback: Callable[[], None], watches: dict[socket.socket, Callable[[], None]]
-) -> None:
-    with contextlib.suppress(trio.ClosedResourceError):  # the socket was closed while this task waited
-        while watches.get(sock) is callback:
-            await wait(sock)
-            callback()
 
 
 def readiness(tasks: TaskGroup) -> TrioReadiness:

@@ -117,6 +117,9 @@ class Connection:
         actions = self._advance(partial(self._reader.receive_data, data), now)
         if begins and self.phase is Phase.WAITING and self._reader.mid_request:
             self._since_ns = now
+        if self._reader.overflowed and self.phase is Phase.WAITING:
+            # Between two answers, while the peer takes nothing: what was dropped may end in the middle of a request.
+            actions += self._close(now)
         return actions
 
     def receive_eof(self, now: int) -> list[Action]:

@@ -51,11 +51,12 @@ class Dispatcher:
         self._log = log
         self._report = report
         self._yield_to_loop = yield_to_loop
-        self._lines: set[Line] = set()
+        self._lines: dict[Line, None] = {}
         self._deferred: deque[tuple[Line, Sequence[Item]]] = deque()
         self._starts: deque[Line] = deque()
         self._cancels: deque[Line] = deque()
         self._settles: deque[Carrier] = deque()
+        self._turns: deque[Line] = deque()
         self._working = False
 
     @property
@@ -119,6 +120,8 @@ class Dispatcher:
 
     def shut_down(self, error: StreamError, now: int) -> None:
         """End every stream with an error."""
+        for line in self._lines:
+            line.stream.cut_short = True
         self.deliver([(line, (error,)) for line in self._lines], now)
         while self._deferred:
             self.resume(now)
@@ -154,11 +157,12 @@ class Dispatcher:
         self._report(error, stream.start.id)
         stream.cut_short = True
         message = "The backend broke the rules of a stream; the server's log says how."
-        return stream.accept((StreamError(ErrorKind.SERVER, message, "backend_error"),))
+        # Only the error: usage and held text that come with it would follow on events that were lost with the offender.
+        return stream.accept((StreamError(ErrorKind.SERVER, message, "backend_error"),))[-1:]
 
     def _retire(self, line: Line) -> None:
         """Let a line go whose stream has ended."""
-        self._lines.discard(line)
+        self._lines.pop(line, None)
         if line.carrier is not None:
             self._settles.append(line.carrier)
         if line.stream.cut_short:
@@ -171,23 +175,24 @@ class Dispatcher:
             self._starts.append(successor)
 
     def _bind(self, line: Line, carrier: Carrier) -> None:
+        if line.stream.terminal is not None:
+            return  # its peer was lost in the write that came before its Start
         line.carrier = carrier
-        self._lines.add(line)
+        self._lines[line] = None
 
     def _cancel(self, action: Cancel) -> None:
         line = action.stream
         line.carrier = None
-        if line not in self._lines:
+        if line.stream.terminal is not None:
             return
         line.stream.accept((StreamCancelled(action.by),))
-        self._lines.discard(line)
+        self._lines.pop(line, None)
         self._cancels.append(line)
         self._leave(line)
 
     def _set_blocked(self, line: Line, blocked: bool) -> None:
         line.blocked = blocked
-        if line.job is not None and line in self._lines:
-            line.job.set_blocked(blocked)
+        self._turns.append(line)
 
     def _after_batch(self, now: int) -> None:
         """Call carriers and backends, until there is nothing left to tell them.
@@ -198,11 +203,13 @@ class Dispatcher:
             return
         self._working = True
         try:
-            while self._settles or self._cancels or self._starts:
+            while self._settles or self._cancels or self._turns or self._starts:
                 if self._settles:
                     self._settles.popleft().settle(now)
                 elif self._cancels:
                     self._cancel_job(self._cancels.popleft())
+                elif self._turns:
+                    self._turn_job(self._turns.popleft())
                 else:
                     self._start(self._starts.popleft(), now)
         finally:
@@ -212,6 +219,10 @@ class Dispatcher:
         job, line.job = line.job, None
         if job is not None:
             job.cancel()
+
+    def _turn_job(self, line: Line) -> None:
+        if line.job is not None and line in self._lines:
+            line.job.set_blocked(line.blocked)
 
     def _start(self, line: Line, now: int) -> None:
         if line.stream.terminal is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from .text import repair_surrogates
+
 __all__ = ["Folded", "Template", "chunk", "fold_bare", "fold_chunked"]
 
 _TABLED: Final = 4096
@@ -29,7 +31,11 @@ class Template(NamedTuple):
     prefix: bytes
     suffix: bytes
     escape: Callable[[str], bytes]
-    """Makes text a JSON string with its quotes, or whatever the dialect writes there; never raises."""
+    """Makes text a JSON string with its quotes, or whatever the dialect writes there.
+
+    It may raise UnicodeEncodeError for text with surrogates, and is then asked again for the repaired text: so it can be
+    a C function, and text that a `Stream` has let out, which has none, costs no Python call.
+    """
     tail: bytes | None = None
 
 
@@ -43,7 +49,7 @@ class Folded:
         trail: what stands after each payload.
     """
 
-    __slots__ = ("_constant", "_escape", "_lead", "_leads", "_prefix", "_suffix", "_tail", "_trail")
+    __slots__ = ("_constant", "_escape", "_lead", "_leads", "_prefix", "_suffix", "_tail")
 
     def __init__(
         self, template: Template, leads: Sequence[bytes], lead: Callable[[int], bytes], trail: bytes = b""
@@ -51,20 +57,27 @@ class Folded:
         self._prefix, suffix, self._escape, self._tail = template
         self._leads = leads
         self._lead = lead
-        self._trail = trail
         self._constant = len(self._prefix) + len(suffix) + len(self._tail or b"")
         self._suffix = suffix + trail if self._tail is None else suffix
+        self._tail = None if self._tail is None else self._tail + trail
 
-    def __call__(self, text: str, number: int) -> bytes:
+    def encode(self, text: str, number: int) -> bytes:
         """Make one frame."""
-        escaped = self._escape(text)
+        # A method and not __call__: Python calls a method from Python without a detour through C. And join copies once.
+        try:
+            escaped = self._escape(text)
+        except UnicodeEncodeError:
+            escaped = self._escape(repair_surrogates(text))
         size = self._constant + len(escaped)
-        if self._tail is not None:
-            digits = b"%d" % number
-            frame = b"%b%b%b%b%b%b" % (self._prefix, escaped, self._suffix, digits, self._tail, self._trail)
-            return self._lead(size + len(digits)) + frame
+        if self._tail is None:
+            lead = self._leads[size] if size < _TABLED else self._lead(size)
+            return b"".join((lead, self._prefix, escaped, self._suffix))
+        digits = b"%d" % number
+        size += len(digits)
         lead = self._leads[size] if size < _TABLED else self._lead(size)
-        return lead + self._prefix + escaped + self._suffix
+        return b"".join((lead, self._prefix, escaped, self._suffix, digits, self._tail))
+
+    __call__ = encode
 
 
 def chunk(payload: bytes) -> bytes:

@@ -42,7 +42,7 @@ MAX_PIPELINED_BYTES: Final = 16 * 1024
 
 _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [\x21-\x7e]+ HTTP/1\.[01]")
 _CR: Final = 0x0D
-_VERSION: Final = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9](?:\.[0-9])?")
+_OTHER_VERSION: Final = re.compile(rb"[^ ]+ [^ ]+ HTTP/(?!1\.[01])[0-9](?:\.[0-9])?")
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _QUOTED: Final = re.compile(r""":? (?:bytearray\()?b['"].*""", re.DOTALL)
 _UNSAFE_IN_HEAD: Final = re.compile(r"[\r\n\x00]")
@@ -215,9 +215,9 @@ class RequestReader:
                 return
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         length = len(buffer) if end < 0 else end + 4
+        self._check_early(min(length, self._max_head))
         if length > self._max_head:
             raise LimitExceeded("max_head_bytes", self._max_head, status=431)
-        self._check_early(length)
         if end < 0:
             self._searched = length
             return
@@ -245,7 +245,9 @@ class RequestReader:
             raise RemoteProtocolError("this is not an HTTP request")
         if not self._line_seen and (line_end := buffer.find(b"\r\n", max(0, begin - 1), length)) >= 0:
             self._line_seen = True
-            _check_request_line(bytes(buffer[:line_end]))
+            line = bytes(buffer[:line_end])
+            if b"\n" not in line:
+                _check_request_line(line)
         # RFC 9112, 2.2 lets a server take a bare LF for a line end; what stands before us may not, and then the two
         # disagree where a request ends.
         ends = buffer.count(b"\r\n", max(0, begin - 1), length)
@@ -281,7 +283,7 @@ def _translated(error: h11.RemoteProtocolError) -> RemoteProtocolError:
 def _check_request_line(line: bytes) -> None:
     if _REQUEST_LINE.fullmatch(line):
         return
-    if _VERSION.fullmatch(line):
+    if _OTHER_VERSION.fullmatch(line):
         raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
     raise RemoteProtocolError("the request line is malformed")
 

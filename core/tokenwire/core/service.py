@@ -301,6 +301,8 @@ class Service:
         card = self.model(parsed.request.model) if parsed.request.model else self._default_model
         request = replace(parsed.request, model=card.name)
         exchange.model = card.name
+        if self.draining:
+            raise RequestRefused(self.shutting_down())
         if self.admission.full:
             raise RequestRefused(self._queue_full())
         start = StreamStart(id_prefix + self._facts.new_id(), card.name, self._facts.wall_s(), choices=request.n)

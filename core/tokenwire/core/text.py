@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Scan", "StopScanner", "Utf8Assembler", "has_surrogates"]
+__all__ = ["Scan", "StopScanner", "Utf8Assembler", "has_surrogates", "repair_surrogates"]
 
 _search_surrogate = re.compile("[\ud800-\udfff]").search
 
@@ -19,6 +19,11 @@ _search_surrogate = re.compile("[\ud800-\udfff]").search
 def has_surrogates(text: str) -> bool:
     """Says whether a surrogate stands in the text: such text has no UTF-8."""
     return not text.isascii() and _search_surrogate(text) is not None
+
+
+def repair_surrogates(text: str) -> str:
+    """Joins surrogates that are pairs and replaces those that are alone with U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Utf8Assembler:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from json.encoder import encode_basestring_ascii
 from typing import Annotated, Any, Final, NamedTuple, cast
@@ -27,6 +27,7 @@ from tokenwire.core.events import (
     StreamTruncated,
     UsageReport,
 )
+from tokenwire.core.text import repair_surrogates
 
 __all__ = [
     "ERRORS",
@@ -58,6 +59,7 @@ __all__ = [
     "error_from_wire",
     "escape_ascii",
     "escape_utf8",
+    "escape_valid",
     "failure_of",
     "finished",
     "ignored_names",
@@ -477,9 +479,10 @@ _NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _search_surrogate: Final = re.compile("[\ud800-\udfff]").search
 
 
-def repair_surrogates(text: str) -> str:
-    """Join surrogates that are pairs and replace those that are alone with U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+escape_valid: Final[Callable[[str], bytes]] = _encode
+"""Makes text a JSON string with its quotes, in raw UTF-8; raises UnicodeEncodeError for surrogates.
+
+msgspec's own C function, for a `Template`, whose text has been repaired: no Python call a token."""
 
 
 def escape_utf8(text: str) -> bytes:

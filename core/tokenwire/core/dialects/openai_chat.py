@@ -38,6 +38,7 @@ from .base import (
     clamp_logprob,
     encode_json,
     escape_utf8,
+    escape_valid,
     failure_of,
     finished,
     openai_error,
@@ -133,7 +134,7 @@ class ChatEncoder:
         for index in range(self._opened, choice + 1):
             chunks.append(self._chunk(index, self._role))
             prefix = b'%b{"index":%d,"delta":{"content":' % (self._head, index)
-            self._templates[index] = Template(prefix, b"}" + self._end, escape_utf8)
+            self._templates[index] = Template(prefix, b"}" + self._end, escape_valid)
         self._opened = choice + 1
         return b"".join(chunks)
 

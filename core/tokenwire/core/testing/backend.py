@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from random import Random
 from typing import Final, Protocol, cast
 
@@ -127,16 +128,19 @@ class Ledger:
         sink: where the backend's batches go on to; set before the first of them.
         accounts: a stream's id and its account.
         delivered: called after each batch.
+        feeding: says whether the core is writing a batch's bytes.
     """
 
     def __init__(self, backend: Backend, complain: Callable[[str], None]) -> None:
         self.sink: Dispatcher
         self.accounts: dict[str, Account] = {}
         self.delivered: Callable[[], None] = lambda: None
+        self.feeding: Callable[[], bool] = lambda: False
         self._by_handle: dict[StreamHandle, Account] = {}
         self._backend = backend
         self._complain = complain
         self._in_batch = False
+        self._delivering = False
 
     @property
     def models(self) -> Sequence[ModelCard]:
@@ -164,11 +168,11 @@ class Ledger:
 
     def deliver(self, batch: Batch, now: int) -> None:
         """Hand a batch on, and write it down."""
-        outer, self._in_batch = self._in_batch, True
+        self._in_batch = self._delivering = True
         try:
             self.sink.deliver(self._write_down(batch), now)
         finally:
-            self._in_batch = outer
+            self._in_batch = self._delivering = False
         self.delivered()
 
     def _write_down(self, batch: Batch) -> Iterator[tuple[StreamHandle, Sequence[Item]]]:
@@ -188,7 +192,7 @@ class Ledger:
 
     def outside_batch(self, what: str) -> None:
         """Complain where a backend is called while its batch is being fed."""
-        if self._in_batch:
+        if self._in_batch or (self._delivering and self.feeding()):
             self._complain(f"{what}: a backend was called in the middle of its batch")
 
     def complain(self, sentence: str) -> None:
@@ -268,21 +272,23 @@ def tell(account: Account, honours: frozenset[str]) -> Telling:
 class _Voice:
     """One choice, as it has been said so far."""
 
-    __slots__ = ("data", "end", "pieces", "text", "tokens")
+    __slots__ = ("end", "pieces", "text", "tokens")
 
     def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self.data = b""
+        self.pieces: list[str | bytes] = []
         self.text = ""
         self.tokens = 0
         self.end: ChoiceEnd | None = None
 
     def whole(self) -> str:
-        """All of the text, with what is no character replaced. A choice speaks in bytes or in str, not in both."""
-        joined = "".join(self.pieces)
-        return joined.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") + self.data.decode(
-            errors="replace"
-        )
+        """All of the text, with what is no character replaced; no character goes across a change of str and bytes."""
+        return "".join(_decoded(list(pieces)) for _, pieces in groupby(self.pieces, type))
+
+
+def _decoded(pieces: Sequence[str | bytes]) -> str:
+    data = b"".join(piece for piece in pieces if isinstance(piece, bytes))
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    return data.decode(errors="replace") + text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class _Teller:
@@ -384,9 +390,7 @@ class _Teller:
         if voice.end is not None:
             self._broken = True
             return
-        if isinstance(text, bytes):
-            voice.data += text
-        else:
+        if text:
             voice.pieces.append(text)
         stop = self._first_stop(voice.whole()) if self._stops else None
         if stop is not None:
@@ -437,9 +441,10 @@ _ENDINGS: Final = (
 class _ScriptedJob:
     """One stream's script and where it is in it."""
 
-    __slots__ = ("at", "blocked", "cancelled", "due", "interval", "pulls", "stream", "talks_on", "steps")  # noqa: RUF023
+    __slots__ = ("_wake", "at", "blocked", "cancelled", "due", "interval", "pulls", "steps", "stream", "talks_on")
 
-    def __init__(self, stream: StreamHandle, steps: list[_Step], random: Random) -> None:
+    def __init__(self, stream: StreamHandle, steps: list[_Step], random: Random, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self.stream = stream
         self.steps = steps
         self.at = 0
@@ -459,6 +464,12 @@ class _ScriptedJob:
 
     def set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
+        if not blocked:
+            self._wake()
+
+    @property
+    def rests(self) -> bool:
+        return self.pulls and self.blocked and not self.cancelled
 
     def step(self) -> _Step:
         if self.cancelled:
@@ -505,11 +516,14 @@ class ScriptedSource:
         steps = _draw_script(self._random, request)
         if steps is None:
             raise RuntimeError("drawn: the engine has no room")
-        job = _ScriptedJob(stream, steps, self._random)
+        job = _ScriptedJob(stream, steps, self._random, self._wake)
         job.due = self._clock.now() + self._random.randrange(50) * _MILLISECOND
         self._jobs.append(job)
         self._arm(job.due)
         return job
+
+    def _wake(self) -> None:
+        self._arm(self._clock.now())
 
     def _arm(self, at: int) -> None:
         if self._step_at is None or at < self._step_at:
@@ -523,10 +537,9 @@ class ScriptedSource:
         now = self._clock.now()
         batch: list[tuple[StreamHandle, _Step]] = []
         for job in self._jobs:
-            if job.due <= now and not job.over:
-                if not (job.pulls and job.blocked):
-                    batch.append((job.stream, job.step()))
-                job.due = now + job.interval + (job.interval == 0 or job.blocked) * _MILLISECOND
+            if job.due <= now and not job.over and not job.rests:
+                batch.append((job.stream, job.step()))
+                job.due = now + (job.interval or _MILLISECOND)
         self._old += [job.stream for job in self._jobs if job.over]
         self._jobs = [job for job in self._jobs if not job.over]
         if self._old and self._random.random() < 0.02:
@@ -534,8 +547,9 @@ class ScriptedSource:
             batch = [(self._old[-1], ())] * 600 + batch
         if batch:
             self._sink.deliver(batch, now)
-        if self._jobs:
-            self._arm(min(job.due for job in self._jobs))
+        awake = [job.due for job in self._jobs if not job.rests]
+        if awake:
+            self._arm(max(now, min(awake)))
 
 
 def _draw_script(random: Random, request: GenerationRequest) -> list[_Step] | None:
@@ -588,7 +602,8 @@ def _draw_ending(random: Random, request: GenerationRequest, ending: str) -> lis
         case "cut by itself":
             return [(ends[0],), (*usage, StreamTruncated("drawn: a choice is missing"))]
         case "broken":
-            return [(random.choice(_OFFENCES),), ("dropped",), (StreamEnd(),)]
+            before = random.choice(((), ("lost </", TextDelta("st"))))
+            return [(*before, random.choice(_OFFENCES)), ("dropped",), (StreamEnd(),)]
         case "silent":
             return []
         case "chatter":
@@ -635,7 +650,7 @@ def _draw_lane(random: Random, request: GenerationRequest, choice: int) -> list[
 
 
 def _draw_text(random: Random, request: GenerationRequest, choice: int, word: str) -> Item:
-    if request.logprobs and random.random() < 0.5:
+    if request.logprobs and word not in _HALVES and random.random() < 0.5:
         return TextDelta(word, choice, 1, (TokenLogprob(word, -0.5),))
     return word if choice == 0 and random.random() < 0.5 else TextDelta(word, choice, random.choice((1, 1, 1, 2, 0)))
 

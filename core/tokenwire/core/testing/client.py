@@ -369,6 +369,7 @@ class SimulatedClient:
         lost: whether the connection broke.
         error: h11's objection to what the server sent, if any.
         done: nothing more will be asked or read.
+        ended_at: when that was.
     """
 
     def __init__(
@@ -385,11 +386,12 @@ class SimulatedClient:
         self.lost = False
         self.error: str | None = None
         self.done = False
+        self.ended_at = 0
         self._endpoint = endpoint
         self._clock = clock
         self._note = note
         self._waiting = deque(requests)
-        self._flood = habits.floods // len(_SIMPLE[0].data)
+        self._flood = 0 if requests[-1].last else habits.floods // len(_SIMPLE[0].data)
         self._out = b""
         self._parser = h11.Connection(h11.CLIENT)
         self._received = 0
@@ -426,7 +428,7 @@ class SimulatedClient:
 
     def _finish(self) -> None:
         self._note("done", len(self.answers))
-        self.done = True
+        self._end()
         self._endpoint.close()
 
     def _leave(self) -> None:
@@ -440,14 +442,18 @@ class SimulatedClient:
         elif how == "half-close":
             self._shut_down_when_sent()
         else:
-            self.done = True
+            self._end()
             (self._endpoint.reset if how == "reset" else self._endpoint.close)()
+
+    def _end(self) -> None:
+        self.done = True
+        self.ended_at = self._clock.now()
 
     def give_up(self) -> None:
         """Wait no longer."""
         if not self.done:
             self._note("gives up", self._received)
-            self.done = True
+            self._end()
             self._endpoint.close()
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -481,7 +487,7 @@ class SimulatedClient:
         if not self.done:
             self._note("loses", self._received)
             self.lost = True
-            self.done = True
+            self._end()
             self._endpoint.close()
 
     # -- reading -----------------------------------------------------------------------------------------------------

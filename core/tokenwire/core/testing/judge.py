@@ -11,6 +11,7 @@ from tokenwire.core.dialects.base import failure_of, status_of
 from tokenwire.core.dialects.openai_chat import FINISH_REASONS
 from tokenwire.core.errors import MalformedData
 from tokenwire.core.events import ChoiceEnd, FinishReason, ProviderData, StreamEnd, StreamError, StreamTruncated
+from tokenwire.core.request import GenerationRequest
 
 from .backend import Account, Ledger, Telling, Told, tell
 from .client import Answer, Heard, SimulatedClient, hear
@@ -19,6 +20,9 @@ __all__ = ["Judge"]
 
 _HEARTBEAT: Final = b": ka\n"
 _DONE: Final = b"data: [DONE]\n\n"
+_UNREAD: Final = frozenset({400, 408})
+"""What half a request is answered with."""
+
 _OF_THE_CORE: Final = frozenset({"server_shutdown", "backend_error"})
 
 
@@ -34,9 +38,15 @@ class Judge:
         self._ledger = ledger
         self._complain = complain
 
-    def look(self, answer: Answer, who: str) -> None:
-        """Look at one answer, whole or not."""
-        if not answer.status:
+    def look(self, answer: Answer, who: str, *, sound: bool) -> None:
+        """Look at one answer, whole or not.
+
+        Args:
+            answer: the answer.
+            who: whose it is.
+            sound: whether the request had a link that brings all of it.
+        """
+        if not answer.status or (answer.status in _UNREAD and not sound):
             return
         account = self._ledger.accounts.get(answer.headers.get("x-request-id", ""))
         for fault in self._faults_of(answer, account):
@@ -44,8 +54,18 @@ class Judge:
             stream = account.stream_id if account else "no stream"
             self._complain(f"{who}, {asked!r}, {stream}, status {answer.status}: {fault}")
 
-    def look_for_silence(self, client: SimulatedClient, who: str, *, slow: bool, records: int) -> None:
-        """Look whether a client that stayed and read, on a link that holds, was answered to the end."""
+    def look_for_silence(
+        self, client: SimulatedClient, who: str, *, slow: bool, records: int, drained_at: int
+    ) -> None:
+        """Look whether a client that stayed and read, on a link that holds, was answered to the end.
+
+        Args:
+            client: the client.
+            who: its name.
+            slow: whether the server gave it up as too slow.
+            records: how many answers the server has recorded for it.
+            drained_at: from when on a connection might end between two answers.
+        """
         cut = [place for place, answer in enumerate(client.answers) if not answer.complete]
         if not cut:
             if records != len(client.answers):
@@ -54,13 +74,15 @@ class Judge:
         before = client.answers[cut[0] - 1] if cut[0] else None
         if slow or (before is not None and _ends_connection(before)):
             return
+        if client.ended_at >= drained_at and not client.answers[cut[0]].status:
+            return
         self._complain(f"{who} stayed, and answer {cut[0]} never came to its end")
 
     def _faults_of(self, answer: Answer, account: Account | None) -> Sequence[str]:
         if not answer.asked.dialect or answer.status != 200:
             return _refusal_faults(answer, account, self._ledger.honours)
         if account is None:
-            return ["200 for a stream that the backend was never asked for"]
+            account = Account("that still waited", GenerationRequest(model="", messages=()))
         if not answer.asked.stream and not answer.complete:
             return []
         try:
@@ -123,13 +145,16 @@ def _failed_faults(answer: Answer, heard: Heard, telling: Telling, expected: Tol
     if isinstance(heard.terminal, StreamTruncated) or not isinstance(heard.terminal, StreamError):
         return [f"a whole message with a body that breaks off: {heard.terminal!r}"]
     faults: list[str] = []
-    if heard.told != expected:
+    if telling.broken:
+        # What the offender's own batch said before it is lost with it, and so is what was held back.
+        faults += _beginning_faults(heard.told, expected)
+    elif heard.told != expected:
         faults.append(f"heard {heard.told!r} before the error, but said was {expected!r}")
     if heard.terminal.code not in _OF_THE_CORE:
         own = telling.terminal
         if own is None or isinstance(own, StreamEnd) or failure_of(own).message != heard.terminal.message:
             faults.append(f"failed with {heard.terminal!r}, but the backend ended with {own!r}")
-    elif heard.terminal.code == "backend_error" and not telling.broken:
+    elif heard.terminal.code == "backend_error" and not (telling.broken or account.failed_to_start):
         faults.append("the backend is blamed, and broke no rule")
     data = any(isinstance(item, ProviderData) for run in account.runs for item in run)
     if not (heard.told or telling.ends or data or _HEARTBEAT in answer.body):
@@ -151,7 +176,7 @@ def _refusal_faults(answer: Answer, account: Account | None, honours: frozenset[
         legal = answer.asked.statuses | ({429, 503} if answer.asked.dialect else {503})
         return [] if answer.status in legal else [f"one of {sorted(legal)} was due"]
     telling = tell(account, honours)
-    if answer.asked.stream and _as_shown(telling.told, answer):
+    if answer.asked.stream and _as_shown(telling.told, answer) and not telling.broken:
         return ["an error after the first token came as a status"]
     if account.failed_to_start or telling.broken:
         return [] if answer.status == 500 else ["500 was due"]

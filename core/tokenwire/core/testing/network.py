@@ -58,6 +58,10 @@ class _Pipe:
     def room(self) -> int:
         return max(0, self._faults.capacity - self.unread)
 
+    @property
+    def roomy(self) -> bool:
+        return 2 * self.room >= self._faults.capacity
+
     def breaks_with(self, size: int) -> bool:
         return self._faults.reset_at is not None and self.sent + size > self._faults.reset_at
 
@@ -236,7 +240,8 @@ class Endpoint:
 
     @property
     def _writable(self) -> bool:
-        return self._broken or self._outbound.room > 0
+        # As sockets have it: not for each byte that was read, but once there is room that is worth a call.
+        return self._broken or self._outbound.roomy
 
     def _poke_reader(self) -> None:
         if self._reader is not None and not self._reader_due and self._readable:

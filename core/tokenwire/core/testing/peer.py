@@ -78,6 +78,11 @@ class SimulatedPeer:
 
     def write(self, data: bytes) -> None:
         """Send bytes as far as they go and keep the rest; see `Carrier`."""
+        self._server.writing += 1
+        self._write(data)
+        self._server.writing -= 1
+
+    def _write(self, data: bytes) -> None:
         if self.gone:
             return
         if self._out:
@@ -97,7 +102,9 @@ class SimulatedPeer:
 
     def settle(self, now: int) -> None:
         """A delivery has ended or given up: let the connection go on."""
+        self._server.settling += 1
         self._perform(self.connection.settle(now))
+        self._server.settling -= 1
 
     def drain(self) -> None:
         """The server is going down."""
@@ -150,7 +157,7 @@ class SimulatedPeer:
             return
         self._endpoint.set_writer(None)
         self._perform(self.connection.set_blocked(False, now))
-        if self._closing:
+        if self._closing and not self._out:
             self._shut_down()
 
     def _perform(self, actions: Sequence[Action]) -> None:
@@ -233,6 +240,8 @@ class SimulatedServer:
     Attributes:
         dispatcher: the sink and the doer of actions.
         peers: the number of each connected peer, and it.
+        writing: how many writes are under way, one inside the other.
+        settling: how many settlings are.
     """
 
     def __init__(
@@ -251,6 +260,8 @@ class SimulatedServer:
         self.now = clock.now
         self.inspect = inspect
         self.peers: dict[int, SimulatedPeer] = {}
+        self.writing = 0
+        self.settling = 0
         self.dispatcher = Dispatcher(
             service,
             source,

@@ -25,6 +25,7 @@ So is your own policy: give `service_options` and `connection_options`.
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +35,7 @@ from typing import Final
 from msgspec import Struct
 
 from tokenwire.core.actions import Record
-from tokenwire.core.connection import ConnectionOptions
+from tokenwire.core.connection import ConnectionOptions, Phase
 from tokenwire.core.delivery import DeliveryOptions, StreamDelivery
 from tokenwire.core.http import MAX_HEAD_BYTES, MAX_PIPELINED_BYTES
 from tokenwire.core.service import Exchange, Service, ServiceOptions
@@ -150,6 +151,7 @@ class Simulation:
         self._faults = faults
         self._sound: set[int] = set()
         self._peers: dict[int, SimulatedPeer] = {}
+        self._drained_at = 0
         facts = self._facts = _Facts(self.clock)
         facts.on_new = self._on_new_stream
         if backend is None:
@@ -172,6 +174,7 @@ class Simulation:
         )
         self.ledger.sink = self.server.dispatcher
         self.ledger.delivered = self._inspect_all
+        self.ledger.feeding = self._is_feeding
         backend.attach(SimulatedRuntime(self.clock), self.ledger)
         for number in range(random.choice((1, 1, 2, 3, 5)) if clients is None else clients):
             self.clock.call_at(_SECOND + random.randrange(400) * _MILLISECOND, partial(self._connect, number))
@@ -190,7 +193,11 @@ class Simulation:
         self.clock.call_at(at + grace, self._end_streams)
         self.clock.call_at(at + grace + linger, self._close)
         self.clock.call_at(at + grace + linger, self._tired)
-        calls = self.clock.run_until_idle(max_calls=_MAX_CALLS)
+        calls = 0
+        try:
+            calls = self.clock.run_until_idle(max_calls=_MAX_CALLS)
+        except Exception:  # noqa: BLE001  # whatever it is, the story that led to it must be told
+            self._complain(traceback.format_exc())
         self._counts["calls"] = calls
         if calls == _MAX_CALLS:
             self._complain(f"it does not come to rest: {len(self.clock)} callbacks wait after {calls}")
@@ -211,7 +218,7 @@ class Simulation:
     def _connect(self, number: int) -> None:
         random = self._random
         upward, downward = self._faults or (_draw_faults(random, self.clock.now()), _draw_faults(random, self.clock.now()))
-        if all(faults.reset_at is None and faults.black_hole_at is None for faults in (upward, downward)):
+        if _is_sound(upward) and _is_sound(downward):
             self._sound.add(number)
         link = Link(self.clock, random, upward=upward, downward=downward)
         habits = self._habits or draw_habits(random)
@@ -228,6 +235,7 @@ class Simulation:
 
     def _drain(self) -> None:
         self._note("server", "drains")
+        self._drained_at = self.clock.now()
         self.server.drain()
 
     def _end_streams(self) -> None:
@@ -244,6 +252,9 @@ class Simulation:
         """Let clients go that would wait for ever."""
         for client in self.clients.values():
             client.give_up()
+
+    def _is_feeding(self) -> bool:
+        return self.server.writing > 0 and not self.server.settling
 
     def _on_new_stream(self) -> None:
         if self.service.draining:
@@ -275,9 +286,12 @@ class Simulation:
             self._complain(f"{admission.running} streams run and {admission.waiting} wait")
         if peer.unsent_bytes > _MAX_UNSENT:
             self._complain(f"{peer.unsent_bytes} bytes wait in the carrier of client {peer.number}")
-        held = len(peer.connection._reader._buffer)  # noqa: SLF001  # a bound has no public name
-        if held > (MAX_PIPELINED_BYTES if peer.connection._reader.holding else MAX_HEAD_BYTES):  # noqa: SLF001
+        reader = peer.connection._reader  # noqa: SLF001  # a bound has no public name
+        held = len(reader._buffer)  # noqa: SLF001  # as above
+        if held > (MAX_PIPELINED_BYTES if reader.holding else MAX_HEAD_BYTES):
             self._complain(f"{held} bytes of requests are held for client {peer.number}")
+        if reader.overflowed and peer.connection.phase in (Phase.WAITING, Phase.RECEIVING):
+            self._complain(f"the connection of client {peer.number} goes on though some of its bytes were dropped")
         exchange = peer.connection._exchange  # noqa: SLF001
         if exchange is not None and isinstance(exchange.delivery, StreamDelivery):
             self._inspect_delivery(exchange, exchange.delivery)
@@ -333,9 +347,9 @@ class Simulation:
         if complete > records:
             self._complain(f"{who} has {complete} answers, and {records} records were made")
         for answer in client.answers:
-            judge.look(answer, who)
+            judge.look(answer, who, sound=number in self._sound)
         if number in self._sound and client.habits.faithful and peer is not None:
-            judge.look_for_silence(client, who, slow=peer.dropped_as_slow, records=records)
+            judge.look_for_silence(client, who, slow=peer.dropped_as_slow, records=records, drained_at=self._drained_at)
 
 
 def simulate(seed: int, *, backend: Backend | None = None) -> Report:
@@ -346,6 +360,12 @@ def simulate(seed: int, *, backend: Backend | None = None) -> Report:
         backend: fresh; the scripted one where it is None.
     """
     return Simulation(seed, backend=backend).run()
+
+
+def _is_sound(faults: Faults) -> bool:
+    """Whether all that was written arrives, and soon enough for a server that lingers a second before it resets."""
+    emptied_ns = faults.latency_ns + faults.jitter_ns + faults.capacity * faults.byte_ns
+    return faults.reset_at is None and faults.black_hole_at is None and emptied_ns < _SECOND // 2
 
 
 # ------------------------------------------------------------------------------------------------------- what is drawn
@@ -388,6 +408,6 @@ def _draw_faults(random: Random, now: int) -> Faults:
         cuts=random.choice((0, 0, 0, 2, 6)),
         byte_ns=random.choice((0, 0, 0, 0, 5_000, 100_000)),
         capacity=random.choice((1 << 16, 1 << 16, 4000, 400, 90)),
-        reset_at=random.randrange(3000) if lot < 0.06 else None,
+        reset_at=random.choice((random.randrange(300), random.randrange(3000))) if lot < 0.06 else None,
         black_hole_at=now + random.randrange(2000) * _MILLISECOND if 0.06 < lot < 0.11 else None,
     )

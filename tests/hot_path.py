@@ -1,0 +1,343 @@
+"""The bundled server on real sockets, with a loop that the test turns: an engine step is one call, and can be counted.
+
+A step costs something of its own and something for each token. `per_token` tells them apart: it runs the same step with
+two numbers of streams and divides what the further streams have added.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import socket
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from tokenwire.adapters.server import Server, bind
+from tokenwire.backends.base import Backend
+from tokenwire.backends.mock import MockBackend
+
+__all__ = [
+    "ROWS",
+    "STEP_NS",
+    "CountingReadiness",
+    "Rig",
+    "Row",
+    "block_growth",
+    "blocks_held",
+    "calls_per_token",
+    "client",
+    "count_writes",
+    "request_of",
+    "stream_bytes",
+]
+
+STEP_NS: Final = 1_000_000
+"""From step to step, on a clock that the test moves: a thousand steps come before any deadline of a connection."""
+
+MAX_TOKENS: Final = 100
+"""Tokens of a stream: as many steps can be counted."""
+
+_WARM_UP: Final = 8
+"""Steps before anything is counted: caches fill, and the first token is another path."""
+
+_FEW: Final = 8
+_MANY: Final = 16
+"""Streams of the two runs that are compared. Lists of so many stay in the small-block allocator."""
+
+_PATIENCE_S: Final = 10.0
+
+Calls = Counter[tuple[str, str]]
+"""How often what was called, by (caller, callee); the caller of a Python function is ""."""
+
+
+class Row(NamedTuple):
+    """What a stream speaks."""
+
+    dialect: str
+    framing: str
+
+
+ROWS: Final = tuple(Row(dialect, framing) for dialect in ("openai_chat", "plain") for framing in ("chunked", "bare"))
+"""Every dialect that is counted, in HTTP chunks and in a body that ends with the connection."""
+
+
+def request_of(row: Row, max_tokens: int = MAX_TOKENS) -> bytes:
+    """Write the request for one stream."""
+    version = "1.1" if row.framing == "chunked" else "1.0"
+    fields: dict[str, object] = {"max_tokens": max_tokens, "stream": True}
+    if row.dialect == "plain":
+        path = "/chat"
+        fields |= {"prompt": "Say something."}
+    else:
+        path = "/v1/chat/completions"
+        fields |= {"model": "mock", "messages": [{"role": "user", "content": "Say something."}]}
+    body = json.dumps(fields).encode()
+    head = f"POST {path} HTTP/{version}\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def client(port: int) -> socket.socket:
+    """Connect to a server on the loopback."""
+    return socket.create_connection(("127.0.0.1", port), _PATIENCE_S)
+
+
+class CountingReadiness:
+    """A loop that the test turns; a `tokenwire.adapters.pump.Readiness`.
+
+    Attributes:
+        timers: how often the one timer was set.
+        tasks: how many tasks were started.
+        wakes: how often the loop was woken.
+        deadline: what the timer is set to; None where it has fired.
+        woken: callbacks that wait for the next turn.
+    """
+
+    def __init__(self) -> None:
+        self.timers = 0
+        self.tasks = 0
+        self.wakes = 0
+        self.deadline: int | None = None
+        self.woken: list[Callable[[], None]] = []
+        self.readers: dict[socket.socket, Callable[[], None]] = {}
+        self.writers: dict[socket.socket, Callable[[], None]] = {}
+        self._on_timer: Callable[[], None] | None = None
+
+    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        self.readers[sock] = callback
+
+    def remove_reader(self, sock: socket.socket) -> None:
+        del self.readers[sock]
+
+    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        self.writers[sock] = callback
+
+    def remove_writer(self, sock: socket.socket) -> None:
+        del self.writers[sock]
+
+    def close(self, sock: socket.socket) -> None:
+        self.readers.pop(sock, None)
+        self.writers.pop(sock, None)
+        sock.close()
+
+    def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
+        self.timers += 1
+        self.deadline = deadline
+        self._on_timer = callback
+
+    def wake_soon(self, callback: Callable[[], None]) -> None:
+        self.wakes += 1
+        self.woken.append(callback)
+
+    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        raise AssertionError(f"{main} is a task, and on this path there is none")
+
+    def fire(self) -> None:
+        """Run the timer."""
+        assert self._on_timer is not None
+        self.deadline = None
+        self._on_timer()
+
+    def run_woken(self) -> None:
+        """Run what waits for the next turn."""
+        woken, self.woken = self.woken, []
+        for callback in woken:
+            callback()
+
+
+class Rig:
+    """A server with a number of open streams, each past its first tokens, all of which step together.
+
+    Args:
+        row: what they speak.
+        streams: how many.
+        backend: what makes the tokens; by default the mock.
+    """
+
+    def __init__(self, row: Row, streams: int, backend: Backend | None = None) -> None:
+        self.row = row
+        self.streams = streams
+        self.loop = CountingReadiness()
+        backend = backend or MockBackend(ttft_ns=STEP_NS, itl_ns=STEP_NS)
+        self.server = Server(backend, self.loop)
+        self.server.pump.now = self.now
+        self.clock = 0
+        (listener,) = bind("127.0.0.1", 0)
+        self.server.pump.listen(listener)
+        self.clients = [client(listener.getsockname()[1]) for _ in range(streams)]
+
+    def now(self) -> int:
+        return self.clock
+
+    def open(self) -> None:
+        """Ask for every stream, and let the server take the requests."""
+        for sock in self.clients:
+            sock.sendall(request_of(self.row))
+        while self.server.pump.dispatcher.streams < self.streams:
+            readable, _, _ = select.select(list(self.loop.readers), [], [], _PATIENCE_S)
+            assert readable, "a request did not arrive"
+            for sock in readable:
+                self.loop.readers[sock]()
+
+    def warm_up(self) -> None:
+        """Bring every stream past what happens once."""
+        self.open()
+        for _ in range(_WARM_UP):
+            self.step()
+
+    def step(self) -> None:
+        """Let time pass to the engine's next step, and run it: one token for every stream."""
+        assert self.loop.deadline is not None
+        self.clock = self.loop.deadline
+        self.loop.fire()
+
+    def received(self) -> list[bytes]:
+        """Read what has come, one string of bytes a client; only once, after the server's last write."""
+        answers: list[bytes] = []
+        for sock in self.clients:
+            sock.setblocking(False)
+            answers.append(sock.recv(1 << 20))
+        return answers
+
+    def close(self) -> None:
+        self.server.pump.close()
+        for sock in self.clients:
+            sock.close()
+
+
+@contextmanager
+def open_rig(row: Row, streams: int) -> Iterator[Rig]:
+    """Open streams, and close everything afterwards; meanwhile nobody else measures and nothing is collected."""
+    # A coverage tracer allocates for every line that runs, and the collector frees when it likes.
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    gc.disable()
+    rig = Rig(row, streams)
+    try:
+        rig.warm_up()
+        yield rig
+    finally:
+        rig.close()
+        gc.enable()
+        sys.settrace(tracer)
+
+
+# ------------------------------------------------------------------------------------------------------------- calls
+
+
+class _Profiler:
+    """Counts calls of Python functions and of C functions.
+
+    What `sys.setprofile` calls is a bound method: a Python function that is not seen itself.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Calls = Counter()
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code: CodeType = frame.f_code
+        if event == "call":
+            self.calls["", code.co_qualname] += 1
+        elif event == "c_call":
+            self.calls[code.co_qualname, argument.__qualname__] += 1
+
+
+def _calls(rig: Rig) -> Calls:
+    profiler = _Profiler()
+    sys.setprofile(profiler)
+    try:
+        rig.step()
+    finally:
+        sys.setprofile(None)
+    return profiler.calls
+
+
+def calls_per_token(row: Row) -> dict[tuple[str, str], int]:
+    """Count the calls of one token: how often what was called, by (caller, callee); see `Calls`."""
+    with open_rig(row, _FEW) as rig:
+        few = _calls(rig)
+    with open_rig(row, _MANY) as rig:
+        many = _calls(rig)
+    added = {call: many[call] - few[call] for call in many}
+    return {call: _share(more) for call, more in added.items() if more}
+
+
+def _share(added: int) -> int:
+    """Divide what the further streams have added evenly among their tokens."""
+    share, rest = divmod(added, _MANY - _FEW)
+    assert not rest, f"{added} more for {_MANY - _FEW} more tokens: not every token costs the same"
+    return share
+
+
+# ------------------------------------------------------------------------------------------------------------ blocks
+
+
+def block_growth(row: Row, steps: int) -> int:
+    """Count the blocks that steps leave allocated when nothing has changed but the streams' positions."""
+    with open_rig(row, _MANY) as rig:
+        before = sys.getallocatedblocks()
+        for _ in range(steps):
+            rig.step()
+        return sys.getallocatedblocks() - before
+
+
+def _held_at_first_write(row: Row, streams: int) -> int:
+    held: list[int] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        held.append(sys.getallocatedblocks())
+        return real_write(descriptor, data)
+
+    real_write = os.write
+    with open_rig(row, streams) as rig, mock.patch("os.write", write):
+        rig.step()
+        held.clear()
+        before = sys.getallocatedblocks()
+        rig.step()
+    return held[0] - before
+
+
+def blocks_held(row: Row) -> int:
+    """Count the blocks that a token holds when its step is encoded and not yet written: the peak within a step."""
+    return _share(_held_at_first_write(row, _MANY) - _held_at_first_write(row, _FEW))
+
+
+def stream_bytes(row: Row, few: int = 32, many: int = 96) -> float:
+    """Measure what a running stream holds in Python's own memory: connection, grammar, delivery, encoder, engine."""
+    return (_traced(row, many) - _traced(row, few)) / (many - few)
+
+
+def _traced(row: Row, streams: int) -> int:
+    rig = Rig(row, streams)  # the clients' sockets are no part of it
+    try:
+        tracemalloc.start()
+        rig.warm_up()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        rig.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ writes
+
+
+@contextmanager
+def count_writes() -> Iterator[list[int]]:
+    """Note the descriptor of every os.write, the only way by which a peer sends."""
+    written: list[int] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(descriptor)
+        return real_write(descriptor, data)
+
+    real_write = os.write
+    with mock.patch("os.write", write):
+        yield written
