@@ -1,6 +1,6 @@
 # The only entry: `make test` runs every gate, `make serve` the server. Neither wants anything but make and Python 3.11.
 .DELETE_ON_ERROR:
-.PHONY: serve test e2e deps-debian clean
+.PHONY: serve test e2e bench cost-sheet deps-debian clean
 
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -9,6 +9,7 @@ SERVE_EXTRAS ?=
 SERVE_ARGS ?=
 E2E_ARGS ?=
 E2E_EXTRAS ?= test
+BENCH_ARGS ?=
 
 # $(call make_venv,FOLDER): with the first of PYTHONS that is new enough and can make one. Debian ships venv apart.
 define make_venv
@@ -61,6 +62,22 @@ define e2e_venv
 endef
 $(foreach pins,$(E2E_PINS),$(eval $(call e2e_venv,$(patsubst tests/e2e/requirements%.txt,%,$(pins)))))
 
+# The peers live in an environment of their own, so that what they want never decides what we are tested with. What is
+# timed is decoded first; figures mean something on a quiet machine only.
+.venv-bench/.stamp: benchmarks/requirements.txt pyproject.toml
+	@$(call make_venv,.venv-bench)
+	.venv-bench/bin/python $(PIP_INSTALL) --editable '.[test]' --requirement $<
+	@touch $@
+
+bench: .venv-bench/.stamp
+	.venv-bench/bin/python -m pytest --quiet tests/test_benchmarks.py
+	.venv-bench/bin/python benchmarks/encode_ratios.py --check
+	.venv-bench/bin/python -m pytest --quiet benchmarks/test_encode.py --benchmark-columns=min,median,iqr,ops
+	.venv-bench/bin/python benchmarks/server_cpu.py --check $(BENCH_ARGS)
+
+cost-sheet: .venv/.dev
+	$(BIN)/python -m tests.cost_sheet
+
 DEBIAN_PACKAGES := chromium chromium-driver curl strace gcc libc6-dev python3-venv
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo )
 
@@ -69,6 +86,6 @@ deps-debian:
 	$(SUDO)env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $(DEBIAN_PACKAGES)
 
 clean:
-	rm -rf .venv .venv-e2e* build dist htmlcov .coverage coverage.xml
+	rm -rf .venv .venv-bench .venv-e2e* build dist htmlcov .coverage coverage.xml
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
 	find core backends adapters tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

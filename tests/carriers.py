@@ -6,12 +6,19 @@ for every carrier in `CARRIERS`. A carrier's author writes a `Client` and adds i
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import functools
 import json
 from collections.abc import Callable, Sequence
+from email.utils import formatdate
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 import h11
 
+from tokenwire.adapters.asgi_carrier import Hall, Message, serve
+from tokenwire.adapters.timers import Timers
 from tokenwire.core.actions import Abort, Action, Close, Record
 from tokenwire.core.connection import Connection, ConnectionOptions
 from tokenwire.core.contracts import ModelCard, Principal, StreamHandle
@@ -26,6 +33,7 @@ __all__ = [
     "HOST",
     "SECOND",
     "Answer",
+    "AsgiClient",
     "Asked",
     "Carriage",
     "Client",
@@ -42,6 +50,8 @@ __all__ = [
 SECOND = 1_000_000_000
 HOST = "127.0.0.1:8000"
 WALL_S = 1_700_000_000
+_ENOUGH_TURNS = 12
+"""Turns of an event loop after which tasks that only wait for each other have come to rest."""
 
 Headers = tuple[tuple[str, str], ...]
 Steps = Sequence[Sequence[Item]]
@@ -381,11 +391,126 @@ class HttpClient:
         self.peer.drain()
 
 
+class AsgiClient:
+    """A client of ASGI messages; a `Client`. Each request is a scope of its own, in an event loop that the client turns."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._timers = Timers(lambda _: None)
+        self._loop = _asgi_loop()
+        self._hall = Hall(
+            house.service, house.dispatcher, lambda: house.now, self._timers.call_at, self._loop.create_future
+        )
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._sent: list[Message] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the application has asked for the connection's end, which it can do in the head only."""
+        return (b"connection", b"close") in self._sent[0]["headers"] if self._sent else False
+
+    def begin(self, asked: Asked) -> None:
+        self._turn()
+        self._inbox = asyncio.Queue()
+        self._sent = sent = []
+        path, _, query = asked.target.partition("?")
+        for message in _body_messages(asked):
+            self._inbox.put_nowait(message)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": asked.method,
+            "path": unquote(path),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": _asgi_headers(asked),
+        }
+        self._task = self._loop.create_task(serve(self._hall, scope, self._inbox.get, send))
+        self._turn()
+
+    def answer(self) -> Answer:
+        self._turn()
+        assert self._sent, "no answer yet"
+        start, *bodies = self._sent
+        assert start["type"] == "http.response.start"
+        headers = [(name.decode(), value.decode("latin-1")) for name, value in start["headers"]]
+        assert "date" not in dict(headers), "servers write the date themselves"
+        dated = (*headers, ("date", formatdate(WALL_S, usegmt=True)))
+        body = b"".join(message["body"] for message in bodies)
+        whole = bool(bodies) and not bodies[-1]["more_body"]
+        return Answer(
+            start["status"], tuple(header for header in dated if header[0] != "connection"), body, whole, self.closed
+        )
+
+    def leave(self) -> None:
+        self._inbox.put_nowait({"type": "http.disconnect"})
+        self._turn()
+
+    def tick(self) -> None:
+        self._timers.run(self._house.now)
+        self._turn()
+
+    def drain(self) -> None:
+        self._turn()
+
+    def _turn(self) -> None:
+        """Let the loop turn until nothing moves any more."""
+        self._loop.run_until_complete(_settled())
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+
+@functools.cache
+def _asgi_loop() -> asyncio.AbstractEventLoop:
+    """The one loop of all of these clients, which is closed with the tests' process."""
+    loop = asyncio.new_event_loop()
+    atexit.register(loop.close)
+    return loop
+
+
+async def _settled() -> None:
+    for _ in range(_ENOUGH_TURNS):
+        await asyncio.sleep(0)
+
+
+def _asgi_headers(asked: Asked) -> list[tuple[bytes, bytes]]:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers]
+    names = {name for name, _ in headers}
+    if b"host" not in names:
+        headers.insert(0, (b"host", HOST.encode()))
+    if asked.body and not names & {b"content-length", b"transfer-encoding"}:
+        headers.append((b"content-length", b"%d" % len(asked.body)))
+    return headers
+
+
+def _body_messages(asked: Asked) -> list[Message]:
+    """The body as a server hands it on: chunks are taken out of their coding."""
+    pieces = [asked.body]
+    if ("transfer-encoding", "chunked") in asked.headers:
+        server = h11.Connection(h11.SERVER)
+        server.receive_data(request_bytes(asked))
+        events = iter(server.next_event, h11.PAUSED)
+        pieces = [bytes(event.data) for event in events if isinstance(event, h11.Data)]
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages[-1]["more_body"] = False
+    return list(messages)
+
+
 class Carriage:
     """What the fixture `carrier` gives: a way to open houses that are reached through one kind of carrier."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    @property
+    def closes_late(self) -> bool:
+        """Whether it can let nothing follow an answer whose head has left. An ASGI application has no say in that."""
+        return self.name != "asgi"
 
     def house(
         self,
@@ -397,7 +522,7 @@ class Carriage:
         return House(CARRIERS[self.name], options=options, honours=honours, models=models)
 
 
-CARRIERS: dict[str, Callable[[House], Client]] = {"http": HttpClient}
+CARRIERS: dict[str, Callable[[House], Client]] = {"asgi": AsgiClient, "http": HttpClient}
 """Every carrier that the policy tests run through."""
 
 

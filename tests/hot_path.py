@@ -1,7 +1,7 @@
 """The bundled server on real sockets, with a loop that the test turns: an engine step is one call, and can be counted.
 
-A step costs something of its own and something for each token. `per_token` tells them apart: it runs the same step with
-two numbers of streams and divides what the further streams have added.
+A step costs something of its own and something for each token. To tell them apart, most counts run the same step with
+two numbers of streams and divide what the further streams have added.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import select
 import socket
 import sys
 import tracemalloc
+from array import array
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 from unittest import mock
@@ -23,6 +25,7 @@ from unittest import mock
 from tokenwire.adapters.server import Server, bind
 from tokenwire.backends.base import Backend
 from tokenwire.backends.mock import MockBackend
+from tokenwire.core.events import TextDelta
 
 __all__ = [
     "ROWS",
@@ -35,6 +38,7 @@ __all__ = [
     "calls_per_token",
     "client",
     "count_writes",
+    "open_rig",
     "request_of",
     "stream_bytes",
 ]
@@ -63,6 +67,9 @@ class Row(NamedTuple):
 
     dialect: str
     framing: str
+
+    def __str__(self) -> str:
+        return f"{self.dialect}, {self.framing}"
 
 
 ROWS: Final = tuple(Row(dialect, framing) for dialect in ("openai_chat", "plain") for framing in ("chunked", "bare"))
@@ -166,9 +173,8 @@ class Rig:
         self.streams = streams
         self.loop = CountingReadiness()
         backend = backend or MockBackend(ttft_ns=STEP_NS, itl_ns=STEP_NS)
-        self.server = Server(backend, self.loop)
-        self.server.pump.now = self.now
         self.clock = 0
+        self.server = Server(backend, self.loop, clock=self.now)
         (listener,) = bind("127.0.0.1", 0)
         self.server.pump.listen(listener)
         self.clients = [client(listener.getsockname()[1]) for _ in range(streams)]
@@ -198,13 +204,15 @@ class Rig:
         self.clock = self.loop.deadline
         self.loop.fire()
 
+    def say(self, text: str) -> None:
+        """Deliver a token of a text of one's own to every stream, past the engine."""
+        dispatcher = self.server.pump.dispatcher
+        dispatcher.deliver([(line, (TextDelta(text),)) for line in dispatcher._lines], self.clock)
+
     def received(self) -> list[bytes]:
-        """Read what has come, one string of bytes a client; only once, after the server's last write."""
-        answers: list[bytes] = []
-        for sock in self.clients:
-            sock.setblocking(False)
-            answers.append(sock.recv(1 << 20))
-        return answers
+        """Close the server, and read all that it has said, one string of bytes a client."""
+        self.server.pump.close()
+        return [b"".join(iter(partial(sock.recv, 1 << 16), b"")) for sock in self.clients]
 
     def close(self) -> None:
         self.server.pump.close()
@@ -213,30 +221,35 @@ class Rig:
 
 
 @contextmanager
-def open_rig(row: Row, streams: int) -> Iterator[Rig]:
-    """Open streams, and close everything afterwards; meanwhile nobody else measures and nothing is collected."""
-    # A coverage tracer allocates for every line that runs, and the collector frees when it likes.
+def _alone() -> Generator[None, None, None]:
+    """Keep off what else allocates or frees: a coverage tracer does for every line that runs, the collector at any time."""
     tracer = sys.gettrace()
     sys.settrace(None)
     gc.disable()
-    rig = Rig(row, streams)
     try:
-        rig.warm_up()
-        yield rig
+        yield
     finally:
-        rig.close()
         gc.enable()
         sys.settrace(tracer)
+
+
+@contextmanager
+def open_rig(row: Row, streams: int) -> Generator[Rig, None, None]:
+    """Open streams past their first tokens, and close everything afterwards."""
+    with _alone():
+        rig = Rig(row, streams)
+        try:
+            rig.warm_up()
+            yield rig
+        finally:
+            rig.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- calls
 
 
 class _Profiler:
-    """Counts calls of Python functions and of C functions.
-
-    What `sys.setprofile` calls is a bound method: a Python function that is not seen itself.
-    """
+    """Counts calls of Python functions and of C functions; the profiler's own calls are not seen."""
 
     def __init__(self) -> None:
         self.calls: Calls = Counter()
@@ -249,22 +262,26 @@ class _Profiler:
             self.calls[code.co_qualname, argument.__qualname__] += 1
 
 
-def _calls(rig: Rig) -> Calls:
+def _calls(row: Row, streams: int, text: str | None) -> Calls:
     profiler = _Profiler()
-    sys.setprofile(profiler)
-    try:
-        rig.step()
-    finally:
-        sys.setprofile(None)
+    with open_rig(row, streams) as rig:
+        step = rig.step if text is None else partial(rig.say, text)
+        sys.setprofile(profiler)
+        try:
+            step()
+        finally:
+            sys.setprofile(None)
     return profiler.calls
 
 
-def calls_per_token(row: Row) -> dict[tuple[str, str], int]:
-    """Count the calls of one token: how often what was called, by (caller, callee); see `Calls`."""
-    with open_rig(row, _FEW) as rig:
-        few = _calls(rig)
-    with open_rig(row, _MANY) as rig:
-        many = _calls(rig)
+def calls_per_token(row: Row, text: str | None = None) -> dict[tuple[str, str], int]:
+    """Count the calls of one token: how often what was called, by (caller, callee); see `Calls`.
+
+    Args:
+        row: what the stream speaks.
+        text: the token; by default what the mock says, with the mock's own calls.
+    """
+    few, many = _calls(row, _FEW, text), _calls(row, _MANY, text)
     added = {call: many[call] - few[call] for call in many}
     return {call: _share(more) for call, more in added.items() if more}
 
@@ -281,11 +298,14 @@ def _share(added: int) -> int:
 
 def block_growth(row: Row, steps: int) -> int:
     """Count the blocks that steps leave allocated when nothing has changed but the streams' positions."""
-    with open_rig(row, _MANY) as rig:
-        before = sys.getallocatedblocks()
-        for _ in range(steps):
-            rig.step()
-        return sys.getallocatedblocks() - before
+    marks = array("q", (0, 0))  # an int would be a block itself
+    for _ in range(2):  # a text keeps its UTF-8 once it was asked for, and the mock's texts are there to stay
+        with open_rig(row, _MANY) as rig:
+            marks[0] = sys.getallocatedblocks()
+            for _ in range(steps):
+                rig.step()
+            marks[1] = sys.getallocatedblocks()
+    return marks[1] - marks[0]
 
 
 def _held_at_first_write(row: Row, streams: int) -> int:
@@ -297,8 +317,6 @@ def _held_at_first_write(row: Row, streams: int) -> int:
 
     real_write = os.write
     with open_rig(row, streams) as rig, mock.patch("os.write", write):
-        rig.step()
-        held.clear()
         before = sys.getallocatedblocks()
         rig.step()
     return held[0] - before
@@ -311,26 +329,28 @@ def blocks_held(row: Row) -> int:
 
 def stream_bytes(row: Row, few: int = 32, many: int = 96) -> float:
     """Measure what a running stream holds in Python's own memory: connection, grammar, delivery, encoder, engine."""
+    _traced(row, few)  # what is made once is made by now
     return (_traced(row, many) - _traced(row, few)) / (many - few)
 
 
 def _traced(row: Row, streams: int) -> int:
-    rig = Rig(row, streams)  # the clients' sockets are no part of it
-    try:
-        tracemalloc.start()
-        rig.warm_up()
-        gc.collect()
-        return tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-        rig.close()
+    with _alone():
+        rig = Rig(row, streams)  # the clients' sockets are no part of it
+        try:
+            tracemalloc.start()
+            rig.warm_up()
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            rig.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ writes
 
 
 @contextmanager
-def count_writes() -> Iterator[list[int]]:
+def count_writes() -> Generator[list[int], None, None]:
     """Note the descriptor of every os.write, the only way by which a peer sends."""
     written: list[int] = []
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.carriers import SECOND, Answer, Asked, Carriage, House, HttpClient, read_answers, request_bytes
+from tests.carriers import SECOND, Answer, Asked, Carriage, HttpClient, read_answers, request_bytes
 from tests.strategies import splits
 
 from tokenwire.core.actions import Abort, Cancel, Close, Pause, Record, Resume, Start, Wait
@@ -42,7 +42,6 @@ class Wired:
         self.peer = self.client.peer
         self.house._clients.append(self.client)
 
-    @property
     def phase(self) -> Phase:
         return self.peer.connection.phase
 
@@ -70,23 +69,23 @@ def wired() -> Wired:
 
 
 def test_an_answer_and_the_next(wired: Wired) -> None:
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.peer.receive(chat()[:30])
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.peer.receive(chat()[30:-3])
-    assert wired.phase is Phase.RECEIVING
+    assert wired.phase() is Phase.RECEIVING
     wired.peer.receive(chat()[-3:])
-    assert wired.phase is Phase.ANSWERING
+    assert wired.phase() is Phase.ANSWERING
     assert wired.kinds == [Start]
     assert not wired.peer.writes
     wired.say("a")
     assert len(wired.peer.writes) == 1
     wired.say("b", StreamEnd())
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     assert wired.ends == [(200, "finished")]
     wired.peer.receive(get("/healthz"))
     assert [answer.status for answer in wired.answers()] == [200, 200]
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     assert Close not in wired.kinds
 
 
@@ -118,7 +117,7 @@ def test_requests_that_overflow_the_pipeline_are_not_answered(wired: Wired) -> N
     wired.peer.receive(get("/healthz") * (MAX_PIPELINED_BYTES // len(get("/healthz")) + 1))
     wired.say("a", StreamEnd())
     assert [answer.status for answer in wired.answers()] == [200]
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
     assert len(wired.house.records) == 1
 
 
@@ -126,12 +125,12 @@ def test_an_overflow_behind_a_slow_answer_ends_the_connection(wired: Wired) -> N
     wired.peer.room = 0
     wired.peer.receive(get("/healthz"))
     wired.peer.receive(get("/healthz"))
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.peer.receive(b"x" * MAX_PIPELINED_BYTES)
     wired.peer.receive(b"x" + get("/healthz"))
     wired.peer.take()
     assert [answer.status for answer in wired.answers()] == [200, 200]
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
     wired.peer.receive(get("/healthz"))  # what follows dropped bytes may be the middle of a body
     assert len(wired.house.records) == 2
 
@@ -197,7 +196,7 @@ def test_a_half_close_cancels(wired: Wired, said: bool) -> None:
     assert wired.kinds == [Start, Cancel, Record, Abort]
     assert [job.cancels for job in wired.house.source.jobs] == [1]
     assert wired.ends == [(200 if said else 0, "cancelled")]
-    assert wired.phase is Phase.CLOSED
+    assert wired.phase() is Phase.CLOSED
     assert wired.peer.connection.next_deadline() is None
     wired.peer.receive(get("/healthz"))
     wired.say("b", StreamEnd())
@@ -226,7 +225,7 @@ def test_a_reset_in_the_middle_of_a_request_is_not_recorded(wired: Wired) -> Non
     wired.peer.receive(chat()[:-1])
     wired.peer.lose()
     assert wired.house.records == []
-    assert wired.phase is Phase.CLOSED
+    assert wired.phase() is Phase.CLOSED
     assert wired.peer.connection.receive_data(b"}", wired.house.now) == []
     assert wired.peer.connection.next_deadline() is None
 
@@ -246,6 +245,23 @@ def test_an_end_in_the_middle_of_a_request(wired: Wired, size: int) -> None:
     assert answer.status == 400
     assert wired.kinds == [Record, Close]
     assert wired.ends == [(400, "refused")]
+
+
+@pytest.mark.parametrize("how", ["cut", "broken", "slow"])
+def test_a_refused_request_that_breaks_off_is_refused_by_its_head(wired: Wired, how: str) -> None:
+    wired.peer.receive(b"POST /nope HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nab")
+    if how == "cut":
+        wired.peer.end()
+    elif how == "slow":
+        wired.house.advance(OPTIONS.body_ns)
+    else:
+        wired = Wired()
+        chunked = b"POST /nope HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        wired.peer.receive(chunked + b"zz\r\n")
+    (answer,) = wired.answers()
+    assert (answer.status, answer.closed) == (404, True)
+    (record,) = wired.house.records
+    assert (record.method, record.path, record.status) == ("POST", "/nope", 404)
 
 
 def test_an_error_after_the_head_closes_after_the_last_chunk(wired: Wired) -> None:
@@ -269,7 +285,7 @@ def test_an_error_before_the_head_keeps_the_connection(wired: Wired) -> None:
 
 def test_an_idle_connection_is_closed(wired: Wired) -> None:
     wired.house.advance(OPTIONS.idle_ns - 1)
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.house.advance(1)
     assert wired.kinds == [Close]
     assert wired.house.records == []
@@ -281,9 +297,9 @@ def test_idle_time_begins_with_the_answer(wired: Wired) -> None:
     wired.house.advance(100 * OPTIONS.idle_ns)
     wired.say("a", StreamEnd())
     wired.house.advance(OPTIONS.idle_ns - 1)
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.house.advance(1)
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
 
 
 def test_empty_lines_do_not_keep_a_connection(wired: Wired) -> None:
@@ -291,7 +307,7 @@ def test_empty_lines_do_not_keep_a_connection(wired: Wired) -> None:
         wired.peer.receive(b"\r")
         wired.peer.receive(b"\n")
         wired.house.advance(OPTIONS.idle_ns // 10)
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
 
 
 def test_a_slow_head_is_refused(wired: Wired) -> None:
@@ -310,7 +326,7 @@ def test_a_slow_body_is_refused(wired: Wired) -> None:
     at = request.index(b"\r\n\r\n") + 4
     wired.peer.receive(request[:at])
     for byte in request[at : at + 10]:
-        assert wired.phase is Phase.RECEIVING
+        assert wired.phase() is Phase.RECEIVING
         wired.peer.receive(bytes([byte]))
         wired.house.advance(OPTIONS.body_ns // 10)
     (answer,) = wired.answers()
@@ -325,20 +341,20 @@ def test_the_next_head_has_its_own_deadline(wired: Wired) -> None:
     wired.house.advance(3 * OPTIONS.head_ns)
     wired.say("a", StreamEnd())
     wired.house.advance(OPTIONS.head_ns - 1)
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
     wired.house.advance(1)
     assert [answer.status for answer in wired.answers()] == [200, 408]
 
 
 def test_a_peer_that_does_not_end_is_aborted_after_lingering(wired: Wired) -> None:
     wired.peer.receive(get("/healthz", ("connection", "close")))
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
     wired.house.advance(OPTIONS.linger_ns - 1)
     wired.peer.receive(b"x" * 100_000)
     assert wired.kinds == [Record, Close]
     wired.house.advance(1)
     assert wired.kinds == [Record, Close, Abort]
-    assert wired.phase is Phase.CLOSED
+    assert wired.phase() is Phase.CLOSED
 
 
 def test_lingering_waits_for_what_is_still_to_be_taken(wired: Wired) -> None:
@@ -348,11 +364,11 @@ def test_lingering_waits_for_what_is_still_to_be_taken(wired: Wired) -> None:
     wired.house.advance(OPTIONS.stall_ns - 1)
     wired.peer.take(10)
     wired.house.advance(OPTIONS.stall_ns - 1)  # it has taken something meanwhile
-    assert wired.phase is Phase.CLOSING
+    assert wired.phase() is Phase.CLOSING
     wired.peer.take()
     assert wired.answers()[0].closed
     wired.house.advance(OPTIONS.linger_ns)
-    assert wired.phase is Phase.CLOSED
+    assert wired.phase() is Phase.CLOSED
 
 
 def test_a_peer_that_takes_nothing_of_the_last_words_is_aborted(wired: Wired) -> None:
@@ -371,7 +387,7 @@ def test_a_stalled_reader_is_aborted() -> None:
     wired.house.advance(6 * SECOND)
     wired.peer.take(5)
     wired.house.advance(6 * SECOND)
-    assert wired.phase is Phase.ANSWERING
+    assert wired.phase() is Phase.ANSWERING
     wired.house.advance(SECOND)
     assert wired.kinds == [Start, Pause, Cancel, Record, Abort]
     assert wired.ends == [(200, "slow_reader")]
@@ -387,9 +403,9 @@ def test_a_reader_that_overflows_its_budget_is_aborted() -> None:
     wired.peer.room = 0
     wired.say("b")
     wired.say("c" * 10)
-    assert wired.phase is Phase.ANSWERING
+    assert wired.phase() is Phase.ANSWERING
     wired.say("c")
-    assert wired.phase is Phase.CLOSED
+    assert wired.phase() is Phase.CLOSED
     assert wired.ends == [(200, "slow_reader")]
     (answer,) = wired.answers()
     assert not answer.whole  # truncation, never a clean end
@@ -417,7 +433,7 @@ def test_an_end_that_waits_for_a_slow_reader(wired: Wired) -> None:
     wired.peer.room = 10
     wired.say("a")
     wired.say("b", StreamEnd())
-    assert wired.phase is Phase.ANSWERING
+    assert wired.phase() is Phase.ANSWERING
     assert wired.house.records == []
     wired.peer.take()
     assert [answer.status for answer in wired.answers()] == [200, 200]
@@ -431,7 +447,7 @@ def test_requests_wait_for_a_peer_that_does_not_take_its_answers(wired: Wired) -
     assert len(wired.house.records) == 2  # one was on its way when the first answer blocked
     wired.peer.take()
     assert [answer.status for answer in wired.answers()] == [200] * 5
-    assert wired.phase is Phase.WAITING
+    assert wired.phase() is Phase.WAITING
 
 
 def test_a_request_whose_reader_is_slow_already_starts_paused(wired: Wired) -> None:
@@ -531,7 +547,14 @@ PIECES = st.sampled_from(
         chat("two"),
         chat()[:20],
         chat()[20:],
-        request_bytes(Asked("POST", "/v1/chat/completions", (JSON,), b'{"model":"tiny-1","messages":[{"role":"user","content":"a"}]}')),
+        request_bytes(
+            Asked(
+                "POST",
+                "/v1/chat/completions",
+                (JSON,),
+                b'{"model":"tiny-1","messages":[{"role":"user","content":"a"}]}',
+            )
+        ),
         get("/chat?prompt=a"),
         get("/healthz"),
         get("/nope"),
@@ -546,7 +569,15 @@ PIECES = st.sampled_from(
     ]
 )
 WORDS = st.sampled_from(
-    [("a",), ("",), ("a", "b"), (StreamEnd(),), ("a", StreamEnd()), ("x" * 40,), (StreamError(ErrorKind.SERVER, "It broke."),)]
+    [
+        ("a",),
+        ("",),
+        ("a", "b"),
+        (StreamEnd(),),
+        ("a", StreamEnd()),
+        ("x" * 40,),
+        (StreamError(ErrorKind.SERVER, "It broke."),),
+    ]
 )
 
 
@@ -616,7 +647,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def no_more_than_one_answer_runs(self) -> None:
         started = [action.stream for action in self.wired.peer.actions if isinstance(action, Start | Wait)]
         ended = [record for record in self._records() if record.stream_id is not None]
-        running = self.wired.phase is Phase.ANSWERING
+        running = self.wired.phase() is Phase.ANSWERING
         assert len(started) == len(ended) + running
         assert all(line.stream.terminal is not None for line in started[: len(ended)])
 
@@ -627,27 +658,27 @@ class ConnectionMachine(RuleBasedStateMachine):
         assert kinds.count(Abort) <= 1
         if Abort in kinds:
             assert kinds[-1] is Abort
-            assert self.wired.phase is Phase.CLOSED
+            assert self.wired.phase() is Phase.CLOSED
         if Close in kinds:
-            assert self.wired.phase in (Phase.CLOSING, Phase.CLOSED)
+            assert self.wired.phase() in (Phase.CLOSING, Phase.CLOSED)
             assert set(kinds[kinds.index(Close) + 1 :]) <= {Abort}
 
     @invariant()
     def there_is_a_deadline_while_it_is_needed(self) -> None:
         deadline = self.wired.peer.connection.next_deadline()
-        if self.wired.phase is Phase.CLOSED:
+        if self.wired.phase() is Phase.CLOSED:
             assert deadline is None
-        elif self.wired.phase is not Phase.ANSWERING:
+        elif self.wired.phase() is not Phase.ANSWERING:
             assert deadline is not None
         assert self.wired.peer.connection.data_to_send() == []
 
     @invariant()
     def each_answer_has_one_record(self) -> None:
         statuses = [record.status for record in self._records() if record.status]
-        answers = read_answers(b"".join(self.wired.peer.writes), ["GET"] * 50, ended=self.wired.phase is Phase.CLOSED)
+        answers = read_answers(b"".join(self.wired.peer.writes), ["GET"] * 50, ended=self.wired.phase() is Phase.CLOSED)
         begun = [answer.status for answer in answers]
         assert begun[: len(statuses)] == statuses
-        assert len(begun) - len(statuses) <= (self.wired.phase is Phase.ANSWERING)
+        assert len(begun) - len(statuses) <= (self.wired.phase() is Phase.ANSWERING)
 
     def _records(self) -> list[Record]:
         return [action for action in self.wired.peer.actions if isinstance(action, Record)]

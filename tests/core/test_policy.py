@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.carriers import HOST, SECOND, Answer, Asked, Carriage, House, HttpClient
+from tests.carriers import HOST, SECOND, Answer, Asked, Carriage, House, HttpClient, request_bytes
 
 from tokenwire.core.actions import Record
 from tokenwire.core.delivery import DeliveryOptions
@@ -32,6 +32,7 @@ from tokenwire.core.events import (
 from tokenwire.core.guard import LOOPBACK_HOSTS, Guard
 from tokenwire.core.http import MAX_HEAD_BYTES
 from tokenwire.core.service import ServiceOptions
+from tokenwire.core.stream import Item
 
 JSON = (("content-type", "application/json"),)
 PLAIN, CHAT = "/chat", "/v1/chat/completions"
@@ -473,7 +474,9 @@ def test_a_loopback_host_is_served(carrier: Carriage, host: str) -> None:
     assert carrier.house().ask(Asked("GET", "/chat?prompt=a", (("host", host),))).status == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.test", "null", "http://localhost.evil.test", "http://[", "file://", ""])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.test", "null", "http://localhost.evil.test", "http://[", "file://", ""]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_a_foreign_origin_is_refused(carrier: Carriage, origin: str, method: str) -> None:
     house = carrier.house()
@@ -690,7 +693,7 @@ def test_an_error_before_the_first_token_is_a_status(
     carrier: Carriage, asked: Asked, begun: bool, failure: StreamError | StreamTruncated, status: int
 ) -> None:
     house = carrier.house()
-    before = [[StreamStart("x", "tiny-1", 0), UsageReport(5, 0)]] if begun else []
+    before: list[list[Item]] = [[StreamStart("x", "tiny-1", 0), UsageReport(5, 0)]] if begun else []
     house.source.script = lambda _: [*before, [failure]]
     answer = house.ask(asked)
     check_error(answer, status, asked.target)
@@ -740,7 +743,7 @@ def test_a_whole_answer_that_fails_late_is_a_status(carrier: Carriage, asked: As
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_backend_that_breaks_the_grammar(carrier: Carriage, asked: Asked, begun: bool) -> None:
     house = carrier.house()
-    before = [["Hel"]] if begun else []
+    before: list[list[Item]] = [["Hel"]] if begun else []
     house.source.script = lambda _: [*before, [ChoiceEnd(3, FinishReason.STOP)], ["more"]]
     answer = house.ask(asked)
     if begun:
@@ -791,8 +794,7 @@ NO_REQUESTS = {
         400,
     ),
     "bad-chunk": (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        request_bytes(Asked("POST", CHAT, (*JSON, ("transfer-encoding", "chunked")), b"zz\r\n")),
         False,
         400,
     ),

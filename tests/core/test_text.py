@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenwire.core.text import Scan, StopScanner, Utf8Assembler
+from tokenwire.core.text import StopScanner, Utf8Assembler
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -159,14 +159,13 @@ def test_stop_scanner_against_the_model(data: st.DataObject, text: str, stops: l
     seen = released = ""
     for start, end in data.draw(cuts(len(text)) | st.just([(at, at + 1) for at in range(len(text))])):
         seen += text[start:end]
-        scan = scanner.scan(text[start:end])
-        released += scan.text
+        released += scanner.scan(text[start:end])
         won = winner(seen, stops)
         if won is None:
-            assert scan.stop is None
+            assert scanner.stop is None
             assert released == seen[: must_hold_from(seen, stops)], "no more and no less than it must"
         else:
-            assert scan.stop == won[1]
+            assert scanner.stop == won[1]
             assert released == seen[: won[0]]
     rest = scanner.flush()
     won = winner(text, stops)
@@ -194,26 +193,29 @@ def test_stop_scanner_against_the_model(data: st.DataObject, text: str, stops: l
 def test_stop_strings_at_every_split(stops: list[str], text: str, released: str, stop: str | None) -> None:
     for cut in range(len(text) + 1):
         scanner = StopScanner(stops)
-        first, second = scanner.scan(text[:cut]), scanner.scan(text[cut:])
-        assert first.text + second.text + scanner.flush() == released
-        assert second.stop == stop
+        assert scanner.scan(text[:cut]) + scanner.scan(text[cut:]) + scanner.flush() == released
+        assert scanner.stop == stop
 
 
 def test_nothing_comes_after_a_stop() -> None:
     scanner = StopScanner(["."])
-    assert scanner.scan("a.b") == Scan("a", ".")
-    assert scanner.scan("c") == Scan("", ".")
+    assert scanner.stop is None
+    assert scanner.scan("a.b") == "a"
+    assert scanner.scan("c") == ""
     assert scanner.flush() == ""
-    assert scanner.scan("d") == Scan("", ".")
+    assert scanner.scan("d") == ""
+    assert scanner.stop == "."
 
 
 def test_held_text_is_released_by_flush_and_scanning_starts_anew() -> None:
     scanner = StopScanner(["abc"])
-    assert scanner.scan("xab") == Scan("x", None)
-    assert scanner.scan("") == Scan("", None)
+    assert scanner.scan("xab") == "x"
+    assert scanner.scan("") == ""
     assert scanner.flush() == "ab"
-    assert scanner.scan("c") == Scan("c", None)
-    assert scanner.scan("abc") == Scan("", "abc")
+    assert scanner.scan("c") == "c"
+    assert scanner.stop is None
+    assert scanner.scan("abc") == ""
+    assert scanner.stop == "abc"
 
 
 def test_stop_strings_that_mean_nothing_are_refused() -> None:
@@ -235,7 +237,7 @@ def test_work_is_linear_in_the_text() -> None:
     text = ("a" * 499 + "x" + "a" * 600) * 5
     sys.setprofile(profile)
     try:
-        released = [scanner.scan(character).text for character in text]
+        released = [scanner.scan(character) for character in text]
     finally:
         sys.setprofile(None)
     assert len(text) / 2 < look_ups <= 2 * len(text)

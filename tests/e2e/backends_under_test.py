@@ -7,7 +7,7 @@ their gate when the test has made the file `go`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ __all__ = [
     "fails_midway",
     "flaky",
     "gated",
+    "silent",
     "words",
 ]
 
@@ -86,7 +87,7 @@ def gated(prompt: str) -> Iterator[str]:
     try:
         for number in range(_BEFORE_THE_GATE):
             yield f"before-{number} "
-        _wait(lambda: (folder / "go").exists(), time.sleep)
+        _wait_for(folder / "go")
         for number in range(_BEHIND_THE_GATE):
             yield f"behind-{number} "
     finally:
@@ -113,7 +114,7 @@ def silent(prompt: str) -> Iterator[str]:
     """Wait at the gate before the first token."""
     folder = Path(prompt)
     _note(folder, "run")
-    _wait(lambda: (folder / "go").exists(), time.sleep)
+    _wait_for(folder / "go")
     yield "after all"
 
 
@@ -150,9 +151,9 @@ def _count(folder: Path, what: str) -> int:
     return (folder / "notes").read_text().splitlines().count(what)
 
 
-def _wait(condition: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+def _wait_for(path: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
+    while not path.exists():
         if time.monotonic() > deadline:
             raise TimeoutError("nobody opened the gate")
-        sleep(_STEP_S)
+        time.sleep(_STEP_S)

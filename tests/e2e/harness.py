@@ -57,7 +57,7 @@ ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if not n
 """The environment of every program that a test starts: a proxy has no business on the loopback."""
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = _PATIENCE_S) -> T:
+def until(condition: Callable[[], T | None], what: str, seconds: float = _PATIENCE_S) -> T:
     """Wait until a condition returns something true, and return that.
 
     Raises:
@@ -141,7 +141,9 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self.stop()
@@ -228,7 +230,9 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def read_until(self, mark: bytes) -> bytes:
@@ -289,7 +293,9 @@ class Relay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(_PATIENCE_S)
         self._loop.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,7 +74,8 @@ fetch(url, options).then(
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """Headless Chromium, new and empty."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert browser and driver, "the browser tests want chromium and chromedriver; on Debian: make deps-debian"
+    assert browser, "the browser tests want chromium; on Debian: make deps-debian"
+    assert driver, "the browser tests want chromedriver; on Debian: make deps-debian"
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -86,7 +87,7 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 @contextmanager
-def foreign_pages() -> Iterator[int]:
+def foreign_pages() -> Generator[int, None, None]:
     """Serve an empty page on another port of the loopback."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -135,13 +136,22 @@ def test_the_page_shows_the_stream(chrome: Chrome, mock: Server) -> None:
     assert [entry for entry in chrome.get_log("browser") if "favicon" not in entry["message"]] == []
 
 
-def test_the_page_shows_an_error(chrome: Chrome, shared: Serve) -> None:
+def test_the_page_tells_an_error_from_the_text(chrome: Chrome, shared: Serve) -> None:
     chrome.get(f"{shared('fails_midway').url}/")
     chrome.find_element("css selector", "button").click()
-    output = chrome.find_element("tag name", "output")
-    until(lambda: "SecretError" in output.text, "the error in the page")
-    assert output.text.startswith("one two")
-    assert "hunter2" not in output.text
+    figures = chrome.find_element("id", "figures")
+    until(lambda: "failed" in figures.text, "the page's 'failed'")
+    assert chrome.find_element("tag name", "output").get_property("textContent") == "one two "
+    assert "SecretError" in chrome.find_element("id", "failure").text
+    assert "hunter2" not in chrome.page_source
+
+
+def test_the_page_says_when_the_server_refused(chrome: Chrome, shared: Serve) -> None:
+    chrome.get(f"{shared('fails_at_once').url}/")
+    chrome.find_element("css selector", "button").click()
+    figures = chrome.find_element("id", "figures")
+    until(lambda: "failed" in figures.text, "the page's 'failed'")
+    assert "refused" in chrome.find_element("id", "failure").text
 
 
 def test_event_source_reads_tokens_and_closes_on_done(chrome: Chrome, mock: Server) -> None:
@@ -195,7 +205,9 @@ def test_a_dropped_connection_never_runs_the_prompt_again(
     assert notes(room) == ["run", "closed"]
 
 
-@pytest.mark.xfail(strict=True, reason="no event with an id goes out before the first token, so the browser has none to send")
+@pytest.mark.xfail(
+    strict=True, reason="no event with an id goes out before the first token, so the browser has none to send"
+)
 def test_a_connection_dropped_before_the_first_token_does_not_either(chrome: Chrome, serve: Serve, room: Path) -> None:
     server = serve("silent", "--heartbeat", "50ms")
     with Relay(server) as relay:
@@ -210,9 +222,7 @@ def test_a_connection_dropped_before_the_first_token_does_not_either(chrome: Chr
 
 
 @pytest.mark.parametrize("how", ["window.source.close()", "location.assign('about:blank')"], ids=["close", "leave"])
-def test_closing_or_leaving_stops_the_backend(
-    chrome: Chrome, shared: Serve, room: Path, loop: str, how: str
-) -> None:
+def test_closing_or_leaving_stops_the_backend(chrome: Chrome, shared: Serve, room: Path, loop: str, how: str) -> None:
     server = shared("endless", loop=loop)
     chrome.get(f"{server.url}/healthz")
     _follow(chrome, "", str(room))
@@ -240,7 +250,7 @@ def test_an_image_of_another_site_generates_nothing(chrome: Chrome, shared: Serv
         chrome.get(f"http://{host}:{port}/")
         chrome.execute_script(_LOAD_IMAGE, f"{server.url}/chat?prompt={room}")
         assert until(lambda: chrome.execute_script("return window.image"), "the image's fate") == "refused"
-    assert len(server.logged("GET /chat 403 refused")) == refused + 1
+    until(lambda: len(server.logged("GET /chat 403 refused")) == refused + 1, "the log's line")
     assert notes(room) == []
 
 

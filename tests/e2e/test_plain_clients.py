@@ -185,6 +185,6 @@ def test_refusals_are_statuses_with_an_error_object(mock: Server, status: int, a
     assert {"message", "type", "code"} <= json.loads(body)["error"].keys()
 
 
-def test_the_installed_command_greets(tmp_path: Path) -> None:
+def test_the_installed_command_shows_its_options() -> None:
     command = Path(sys.executable).with_name("tokenwire")
     assert "--backend" in run_program([str(command), "serve", "--help"])

@@ -34,7 +34,9 @@ def started(command: list[str], folder: Path, cwd: Path) -> Iterator[str]:
             command, cwd=cwd, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        found = until(lambda: re.search(r"^tokenwire on (http://\S+) \|", output.read_text(), re.MULTILINE), "the greeting", 90)
+        found = until(
+            lambda: re.search(r"^tokenwire on (http://\S+) \|", output.read_text(), re.MULTILINE), "the greeting", 90
+        )
         assert found is not None
         yield found[1]
         os.killpg(process.pid, signal.SIGTERM)

@@ -63,11 +63,17 @@ class AsyncioReadiness:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def new_waiter(self) -> asyncio.Future[None]:
+        """Make what a task can wait on, once."""
+        return self._loop.create_future()
+
     async def own_tasks(self) -> None:
-        """Cancel and await what `start_task` has started, once this task itself is cancelled."""
+        """Cancel the timer, cancel and await what `start_task` has started, once this task itself is cancelled."""
         try:
             await anyio.sleep_forever()
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             for task in self._tasks:
                 task.cancel()
             if self._tasks:

@@ -7,7 +7,6 @@ is the connection's business.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -30,13 +29,15 @@ __all__ = ["Peer", "Pump", "Readiness"]
 _log = logging.getLogger("tokenwire.server")
 
 _RECEIVE_BYTES: Final = 64 * 1024
+_RECEIVES_PER_TURN: Final = 4
+"""Reads of one socket before the loop goes on. One would do, but libuv calls once for a socket that was reset and then
+never again: the reset stands behind the data and must be found in that call."""
+
 _BACKLOG_PER_TURN: Final = 64
 """Connections accepted before the loop goes on: a burst of clients must not hold up running streams."""
 
 _ACCEPT_PAUSE_NS: Final = 200_000_000
-"""How long accepting rests when the process is out of file descriptors."""
-
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""How long accepting rests when it has failed: when the process is out of file descriptors, above all."""
 
 _NOTSENT_LOWAT: Final = 16 * 1024
 """Bytes that the kernel takes beyond what is in flight. Without it a stalled reader swallows megabytes, tens of thousands
@@ -132,16 +133,22 @@ class Peer:
     def receive(self) -> None:
         """Take what has arrived."""
         now = self._pump.now()
-        try:
-            data = self._sock.recv(_RECEIVE_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.lose()
-            return
-        if data:
+        for _ in range(_RECEIVES_PER_TURN):
+            try:
+                data = self._sock.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.lose()
+                return
+            if not data:
+                self._receive_eof(now)
+                return
             self._perform(self._connection.receive_data(data, now), now)
-            return
+            if self._gone:
+                return
+
+    def _receive_eof(self, now: int) -> None:
         # The socket stays readable after its end; a loop that kept watching it would spin.
         self._eof = True
         self._pump.readiness.remove_reader(self._sock)
@@ -222,10 +229,12 @@ class Peer:
         self._drop_if_done()
 
     def _reset(self) -> None:
-        """Drop the connection with what the kernel still holds for it."""
-        if not self._gone:
+        """Drop the connection with what has not been read of it; what was said to the end is left to the kernel."""
+        if self._gone:
+            return
+        if not self._closing or self._out is not None:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-            self._drop()
+        self._drop()
 
     def _drop_if_done(self) -> None:
         if self._eof and self._closing and self._out is None:
@@ -367,9 +376,9 @@ class Pump:
                 sock, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise
+            except (
+                OSError
+            ) as error:  # out of descriptors or memory; or trouble of the network, which accept(2) passes on
                 _log.warning("cannot accept: %s; resting", error.strerror)
                 self._rest(listener)
                 self.timers.call_at(self.now() + _ACCEPT_PAUSE_NS, self._accept_again)
@@ -377,8 +386,12 @@ class Pump:
             self._begin(sock)
 
     def _begin(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        _tune(sock)
+        try:
+            sock.setblocking(False)
+            _tune(sock)
+        except OSError:  # reset already; only some systems say so here
+            sock.close()
+            return
         now = self.now()
         peer = Peer(sock, Connection(self.service, self._principal, now, self._options), self)
         self._peers.add(peer)

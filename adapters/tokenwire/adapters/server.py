@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -20,22 +19,19 @@ import anyio.abc
 from msgspec import Struct
 
 from tokenwire.backends.base import Backend
-from tokenwire.core.actions import Record
 from tokenwire.core.connection import ConnectionOptions
 from tokenwire.core.dispatch import Dispatcher
 from tokenwire.core.service import Service, ServiceOptions
 
 from .pump import Pump, Readiness
+from .runtime import LoopRuntime, WorldFacts, log_record, report_failure
 
-__all__ = ["LOOPS", "Server", "ServerOptions", "WorldFacts", "bind", "run"]
+__all__ = ["LOOPS", "Server", "ServerOptions", "bind", "run"]
 
 _log = logging.getLogger("tokenwire.server")
-_access = logging.getLogger("tokenwire.access")
 
 _SECOND: Final = 1_000_000_000
 _BACKLOG: Final = 1024
-_ID_BYTES: Final = 12
-"""Random bytes of a stream's id: 96 bits cannot be guessed."""
 
 
 class ServerOptions(Struct, frozen=True, kw_only=True):
@@ -51,43 +47,6 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     """How long running streams may go on after the first signal."""
 
 
-class WorldFacts:
-    """Ids from the system's randomness, the wall clock from the system's clock."""
-
-    def new_id(self) -> str:
-        """Make an id that nobody can guess."""
-        return secrets.token_hex(_ID_BYTES)
-
-    def wall_s(self) -> int:
-        """Read the wall clock, in whole seconds of Unix time."""
-        return int(time.time())
-
-
-class _Runtime:
-    """The loop as the backend sees it; a `tokenwire.backends.base.Runtime`."""
-
-    def __init__(self, pump: Pump) -> None:
-        self._pump = pump
-
-    def now(self) -> int:
-        return self._pump.now()
-
-    def wake_soon(self, callback: Callable[[], None]) -> None:
-        self._pump.readiness.wake_soon(callback)
-
-    def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
-        self._pump.timers.call_at(deadline, callback)
-
-    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._pump.readiness.start_task(partial(self._run, main))
-
-    async def _run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await main()
-        except Exception:  # noqa: BLE001  # logged with its traceback; one task must not end the server
-            _log.exception("a backend's task failed")
-
-
 class Server:
     """A running server, inside an event loop.
 
@@ -95,9 +54,17 @@ class Server:
         backend: where events come from.
         readiness: the loop.
         options: what the operator set.
+        clock: the monotonic clock, in nanoseconds; `readiness` keeps its timer by the same.
     """
 
-    def __init__(self, backend: Backend, readiness: Readiness, options: ServerOptions | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        readiness: Readiness,
+        options: ServerOptions | None = None,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.options = options or ServerOptions()
         self.service = Service(
             models=backend.models, honours=backend.honours, facts=WorldFacts(), options=self.options.service
@@ -105,22 +72,22 @@ class Server:
         self.pump = Pump(
             self.service,
             readiness,
-            time.monotonic_ns,
+            clock,
             max_connections=self.options.max_connections,
             options=self.options.connection,
         )
         self.pump.dispatcher = Dispatcher(
             self.service,
             backend,
-            log=_log_record,
-            report=_report,
+            log=log_record,
+            report=report_failure,
             yield_to_loop=lambda: readiness.wake_soon(self._resume),
         )
         self._backend = backend
         self._stopping = anyio.Event()
         self._idle = anyio.Event()
         self._signals = 0
-        backend.attach(_Runtime(self.pump), self.pump.dispatcher)
+        backend.attach(LoopRuntime(readiness, self.pump.timers, clock), self.pump.dispatcher)
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Serve until `stop` is called twice, or once and every stream has ended; then let go of everything."""
@@ -253,24 +220,3 @@ def bind(host: str, port: int) -> list[socket.socket]:
             raise
         sock.setblocking(False)
     return listeners
-
-
-def _log_record(record: Record) -> None:
-    """Log one answered request in one line."""
-    facts = [f"{record.method} {record.path} {record.status} {record.end}"]
-    shown = (
-        ("dialect", record.dialect),
-        ("stream", record.stream_id),
-        ("model", record.model),
-        ("tokens", record.tokens or None),
-        ("ttft_ms", None if record.first_token_ns is None else f"{record.first_token_ns / 1e6:.1f}"),
-        ("ms", f"{record.duration_ns / 1e6:.1f}"),
-        ("bytes", record.sent_bytes or None),
-        ("error", record.error and repr(record.error)),
-    )
-    facts += [f"{name}={value}" for name, value in shown if value is not None]
-    _access.info(" ".join(facts))
-
-
-def _report(error: Exception, stream_id: str) -> None:
-    _log.error("the backend failed on stream %s", stream_id, exc_info=error)

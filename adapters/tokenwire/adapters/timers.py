@@ -7,9 +7,13 @@ set it looks for itself whether it still means anything when it comes.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 
 __all__ = ["Timers"]
+
+_Entry = tuple[int, int, Callable[[], None]]
+"""Deadline, number and callback: those of one deadline are called in the order in which they came."""
 
 
 class Timers:
@@ -25,7 +29,7 @@ class Timers:
     def __init__(self, arm: Callable[[int], None]) -> None:
         self._arm = arm
         self._armed: int | None = None
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[_Entry] = []
         self._count = 0
 
     def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
@@ -37,13 +41,15 @@ class Timers:
     def run(self, now: int) -> None:
         """Run what is due, earliest first, and set the timer to what comes next."""
         self._armed = None
-        due: list[Callable[[], None]] = []
+        due: deque[_Entry] = deque()
         while self._heap and self._heap[0][0] <= now:
-            due.append(heapq.heappop(self._heap)[2])
+            due.append(heapq.heappop(self._heap))
         try:
-            for callback in due:
-                callback()
+            while due:
+                due.popleft()[2]()
         finally:
+            for entry in due:  # one has raised: the others' turn comes
+                heapq.heappush(self._heap, entry)
             self._arm_next()
 
     def _arm_next(self) -> None:

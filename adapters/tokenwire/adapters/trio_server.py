@@ -11,13 +11,13 @@ import math
 import selectors
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import trio
 from anyio.abc import TaskGroup
 
-__all__ = ["TrioReadiness", "readiness"]
+__all__ = ["TrioReadiness", "TrioWaiter", "readiness"]
 
 
 class _Watch:
@@ -33,6 +33,39 @@ class _Watch:
     def events(self) -> int:
         """What to ask the selector for."""
         return (selectors.EVENT_READ if self.reader else 0) | (selectors.EVENT_WRITE if self.writer else 0)
+
+
+class TrioWaiter:
+    """What one task waits on until another wakes it; a `tokenwire.adapters.runtime.Waiter`."""
+
+    __slots__ = ("_done", "_task")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def done(self) -> bool:
+        """Whether it was woken or cancelled."""
+        return self._done
+
+    def set_result(self, result: None, /) -> None:
+        """Wake the task."""
+        del result
+        self._done = True
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        if not self._done:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._done = True
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class TrioReadiness:
@@ -98,9 +131,15 @@ class TrioReadiness:
         """Run an async function."""
         self._start_soon(main)
 
+    def new_waiter(self) -> TrioWaiter:
+        """Make what a task can wait on, once."""
+        return TrioWaiter()
+
     def _ask(self, sock: socket.socket, watch: _Watch, asked: int) -> None:
         """Tell the selector what a socket is watched for now, having been watched for `asked`."""
         events = watch.events
+        if self._selector.get_map() is None:
+            return  # closed at the server's end, before the last of the sockets
         if events and asked:
             self._selector.modify(sock, events, watch)
         elif events:

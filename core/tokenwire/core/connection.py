@@ -290,7 +290,7 @@ class Connection:
         refusal = exchange.receive_data(data) if exchange else None
         if exchange is None or refusal is None:
             return []
-        record = exchange.record(status=refusal.status, end="refused", now=now, error="body too large")
+        record = exchange.record(status=refusal.status, end="refused", now=now, error=refusal.error)
         return self._answer(refusal, record, now)
 
     def _on_body_end(self, now: int) -> list[Action]:
@@ -303,7 +303,8 @@ class Connection:
             raise LocalProtocolError("a body without an exchange")
         outcome = exchange.receive_eof(self._writer, now)
         if isinstance(outcome, Reply):
-            return self._answer(outcome, exchange.record(status=outcome.status, end="refused", now=now), now)
+            record = exchange.record(status=outcome.status, end="refused", now=now, error=outcome.error)
+            return self._answer(outcome, record, now)
         self.phase = Phase.ANSWERING
         if not self._blocked:
             return [outcome]
@@ -314,6 +315,8 @@ class Connection:
     # -- answering ---------------------------------------------------------------------------------------------------
 
     def _answer(self, reply: Reply, record: Record, now: int) -> list[Action]:
+        if self._service.draining:
+            self._writer.keep_alive = False
         self._out.append(self._writer.reply(reply))
         self._exchange = None
         return [record, *self._after_answer(now)]
@@ -339,9 +342,12 @@ class Connection:
 
     def _refuse_unread(self, error: RemoteProtocolError, now: int) -> list[Action]:
         """Answer what could not be read as a request, and end."""
+        self._writer.keep_alive = False
+        if self._unread_reply is not None:
+            # Its head has decided already what it is answered; only the rest of its body is missing or broken.
+            return self._answer(*self._unread_reply, now)
         exchange, self._exchange = self._exchange, None
         reply = self._service.refuse_unread(str(error), error.status, exchange.dialect if exchange else None)
-        self._writer.keep_alive = False
         self._out.append(self._writer.reply(reply))
         if exchange is not None:
             record = exchange.record(status=error.status, end="refused", now=now, error=str(error))
@@ -370,4 +376,4 @@ class Connection:
 
 def _record(event: HeadReceived, reply: Reply) -> Record:
     end = "answered" if reply.status < 400 else "refused"
-    return Record(method=event.head.method, path=event.head.path, status=reply.status, end=end)
+    return Record(method=event.head.method, path=event.head.path, status=reply.status, end=end, error=reply.error)

@@ -107,6 +107,8 @@ class Reply(Struct, frozen=True):
     """The body, complete."""
     close: bool = False
     """Whether the connection must end after it, such as when the request's body was not read."""
+    error: str | None = None
+    """What the log says was wrong; None where nothing was."""
 
 
 class ModelCard(Struct, frozen=True):

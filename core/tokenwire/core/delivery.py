@@ -94,7 +94,27 @@ class Delivery(Protocol):
         ...
 
 
-class StreamDelivery:
+class _Answer:
+    """What every delivery tells of itself."""
+
+    __slots__ = ("ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.failed = False
+        self.overflowed = False
+        self.status = 0
+        self.first_ns: int | None = None
+        self.sent_bytes = 0
+        self.error: str | None = None
+
+    def _end(self, terminal: Terminal) -> None:
+        self.ended = True
+        self.failed = isinstance(terminal, Failure)
+        self.error = _words(terminal)
+
+
+class StreamDelivery(_Answer):
     """The events as a stream in the reader's dialect.
 
     Args:
@@ -120,13 +140,6 @@ class StreamDelivery:
         "_refuse",
         "_template",
         "_text",
-        "ended",
-        "error",
-        "failed",
-        "first_ns",
-        "overflowed",
-        "sent_bytes",
-        "status",
     )
 
     def __init__(
@@ -138,6 +151,7 @@ class StreamDelivery:
         options: DeliveryOptions,
         now: int,
     ) -> None:
+        super().__init__()
         self._encoder = encoder
         self._framing = framing
         self._head = head
@@ -151,13 +165,6 @@ class StreamDelivery:
         self._text: Folded | None = None
         self._number = 0
         self._last_ns = now
-        self.ended = False
-        self.failed = False
-        self.overflowed = False
-        self.status = 0
-        self.first_ns: int | None = None
-        self.sent_bytes = 0
-        self.error: str | None = None
 
     def deliver(self, events: Sequence[Event], now: int) -> bytes:
         """Take the stream's next events, return what is to be written now.
@@ -272,15 +279,10 @@ class StreamDelivery:
         out.append(self._framing.reply(reply))
         self._end(terminal)
 
-    def _end(self, terminal: Terminal) -> None:
-        self.ended = True
-        self.failed = isinstance(terminal, Failure)
-        self.error = _words(terminal)
-
     def _refresh_text(self) -> None:
         """Fold the template anew where the encoder has another one; keep the fast path shut where it has none."""
-        if not self._opened or self.ended or self._blocked_ns is not None:
-            self._text = None
+        if not self._opened or self.ended or self._blocked_ns is not None or self.first_ns is None:
+            self._text = None  # a heartbeat may have opened the answer: its first token is still to be stamped
             return
         template = self._encoder.template(0)
         if template is None:
@@ -290,7 +292,7 @@ class StreamDelivery:
         self._template = template
 
 
-class ResultDelivery:
+class ResultDelivery(_Answer):
     """The events as one whole answer, written at the stream's end.
 
     Args:
@@ -304,13 +306,6 @@ class ResultDelivery:
         "_encode",
         "_framing",
         "_refuse",
-        "ended",
-        "error",
-        "failed",
-        "first_ns",
-        "overflowed",
-        "sent_bytes",
-        "status",
     )
 
     def __init__(
@@ -319,17 +314,11 @@ class ResultDelivery:
         framing: Framing,
         refuse: Callable[[Failure], Reply],
     ) -> None:
+        super().__init__()
         self._collector = Collector()
         self._encode = encode
         self._framing = framing
         self._refuse = refuse
-        self.ended = False
-        self.failed = False
-        self.overflowed = False
-        self.status = 0
-        self.first_ns: int | None = None
-        self.sent_bytes = 0
-        self.error: str | None = None
 
     def deliver(self, events: Sequence[Event], now: int) -> bytes:
         """Fold the events in; return the whole answer once the terminal event is among them."""
@@ -343,9 +332,7 @@ class ResultDelivery:
         return data
 
     def _finish(self, terminal: Terminal) -> bytes:
-        self.ended = True
-        self.failed = isinstance(terminal, Failure)
-        self.error = _words(terminal)
+        self._end(terminal)
         reply = self._refuse(terminal) if isinstance(terminal, Failure) else self._encode(self._collector.result())
         self.status = reply.status
         data = self._framing.reply(reply)

@@ -48,7 +48,12 @@ _QUOTED: Final = re.compile(r""":? (?:bytearray\()?b['"].*""", re.DOTALL)
 _UNSAFE_IN_HEAD: Final = re.compile(r"[\r\n\x00]")
 
 
-_NOTHING: Final = Template(b"", b"", lambda _: b"")
+def _no_bytes(text: str) -> bytes:
+    del text
+    return b""
+
+
+_NOTHING: Final = Template(b"", b"", _no_bytes)
 """What a body that must not be there makes of every token (HEAD, 204, 304)."""
 
 
@@ -106,6 +111,7 @@ class RequestReader:
         "_max_head",
         "_max_pipelined",
         "_phase",
+        "_recent",
         "_searched",
         "overflowed",
     )
@@ -118,14 +124,19 @@ class RequestReader:
         self._line_seen = False
         self._phase = _Phase.HEAD
         self._h11: h11.Connection | None = None
+        self._recent: bytearray | None = None
         self._fault: RemoteProtocolError | None = None
         self.overflowed = False
 
     @property
     def mid_request(self) -> bool:
         """Whether a request has begun and is not whole: an end of input now cuts it in half."""
-        # A CR alone may be the first half of an empty line, which is no beginning of a request.
-        return self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and self._buffer not in (b"", b"\r"))
+        return self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and bool(self._buffer) and not self._half_line)
+
+    @property
+    def _half_line(self) -> bool:
+        """Whether there is a CR and no more: perhaps half an empty line, which is no beginning of a request."""
+        return len(self._buffer) == 1 and self._buffer[0] == _CR
 
     @property
     def holding(self) -> bool:
@@ -209,9 +220,9 @@ class RequestReader:
         buffer = self._buffer
         if not self._searched:
             # RFC 9112, 2.2: empty lines before the request line are to be ignored.
-            while buffer[:2] == b"\r\n":
+            while buffer.startswith(b"\r\n"):
                 del buffer[:2]
-            if buffer == b"\r":
+            if self._half_line:
                 return
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         length = len(buffer) if end < 0 else end + 4
@@ -229,7 +240,10 @@ class RequestReader:
         request = self._h11.next_event()
         if not isinstance(request, h11.Request):
             raise RemoteProtocolError("this is not a request head")
-        events.append(_head_received(request))
+        received = _head_received(request)
+        events.append(received)
+        chunked = received.head.has_body and received.head.content_length is None
+        self._recent = bytearray() if chunked else None
         self._phase = _Phase.BODY
 
     def _check_early(self, length: int) -> None:
@@ -259,16 +273,23 @@ class RequestReader:
         if parser is None:
             raise LocalProtocolError("no request is being read")
         if self._buffer:
-            parser.receive_data(bytes(self._buffer))
+            data = bytes(self._buffer)
             self._buffer.clear()
+            if self._recent is not None:
+                self._recent += data
+                del self._recent[: -(self._max_head + len(data))]
+            parser.receive_data(data)
         while True:
             event = parser.next_event()
             if isinstance(event, h11.Data):
                 events.append(BodyReceived(bytes(event.data)))
             elif isinstance(event, h11.EndOfMessage):
+                rest = parser.trailing_data[0]
+                if self._recent is not None:
+                    _check_trailers(bytes(self._recent[: len(self._recent) - len(rest)]), len(event.headers))
                 self._phase = _Phase.HELD
-                self._h11 = None
-                self._hold(parser.trailing_data[0])
+                self._h11 = self._recent = None
+                self._hold(rest)
                 events.append(BodyEnded())
                 return
             else:
@@ -298,6 +319,22 @@ def _check_head(head: bytes) -> None:
         raise RemoteProtocolError("a bare CR or NUL in the head")
     if b"\r\n " in head or b"\r\n\t" in head:
         raise RemoteProtocolError("a folded header line (obs-fold, RFC 9112, 5.2)")
+
+
+def _check_trailers(data: bytes, fields: int) -> None:
+    """Refuse what h11 would accept behind the last chunk; see `_check_head`.
+
+    Args:
+        data: a chunked body's last bytes, up to its end.
+        fields: how many trailer fields h11 has found in them.
+
+    Raises:
+        RemoteProtocolError: 400.
+    """
+    # Each field has a line, and the empty line ends them. Where one is folded, a folded line is among the last of them.
+    lines = data.split(b"\n")[-fields - 2 : -1]
+    if any(line[-1:] != b"\r" or line[:1] in (b" ", b"\t") for line in lines):
+        raise RemoteProtocolError("a line of the trailers is folded or ends in a bare LF")
 
 
 def _head_received(request: h11.Request) -> HeadReceived:

@@ -13,6 +13,7 @@ from typing import Final
 
 from .events import (
     Event,
+    ProviderData,
     ReasoningDelta,
     RefusalDelta,
     TextDelta,
@@ -25,6 +26,10 @@ __all__ = ["MergeBuffer", "merge_run"]
 
 _CONSOLIDATE_AT: Final = 256
 """Pieces of one delta that are joined at once, so that a thousand tiny strings do not each cost a string's overhead."""
+
+_ENTRY_BYTES: Final = 64
+_LOGPROB_BYTES: Final = 64
+"""Flat sums: the order of magnitude of a short frame, and of one token with its probability."""
 
 _Text = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta
 _TEXTS: Final = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallDelta)
@@ -79,7 +84,8 @@ class MergeBuffer:
             their events, where an event's number promises that all before it has been seen.
 
     Attributes:
-        pending_bytes: the UTF-8 size of the text that waits; what a byte budget is held against.
+        pending_bytes: about what waits will take on the wire: the UTF-8 size of all text, and a flat sum for each event
+            that could not be merged and for each logprob; what a byte budget is held against.
     """
 
     __slots__ = ("_entries", "_last", "_numbers", "_ordered", "pending_bytes")
@@ -105,8 +111,7 @@ class MergeBuffer:
             number: its number in the stream; an entry keeps the latest number that was merged into it.
         """
         key = _key_of(event)
-        if isinstance(event, _TEXTS):
-            self.pending_bytes += len(_text_of(event).encode("utf-8", "surrogatepass"))
+        self.pending_bytes += _weight(event)
         index = self._last.get(key)
         if index is None or (self._ordered and index != len(self._entries) - 1):
             self._append(event, number, key)
@@ -140,6 +145,7 @@ class MergeBuffer:
         return False
 
     def _append(self, event: Event, number: int, key: _Key) -> None:
+        self.pending_bytes += _ENTRY_BYTES
         self._last[key] = len(self._entries)
         self._entries.append(_Growing(event) if isinstance(event, _TEXTS) else event)
         self._numbers.append(number)
@@ -167,6 +173,16 @@ def _key_of(event: Event) -> _Key:
         return _USAGE
     choice: int | None = getattr(event, "choice", None)
     return _STREAM if choice is None else (choice, getattr(event, "call_index", None))
+
+
+def _weight(event: Event) -> int:
+    """Estimate what an event adds to the wire, its own frame apart."""
+    if isinstance(event, ProviderData):
+        return len(event.value)
+    if not isinstance(event, _TEXTS):
+        return 0
+    alternatives = sum(1 + len(logprob.top) for logprob in _logprobs_of(event))
+    return len(_text_of(event).encode("utf-8", "surrogatepass")) + alternatives * _LOGPROB_BYTES
 
 
 def _text_of(event: _Text) -> str:

@@ -232,6 +232,7 @@ class Service:
             (("content-type", "application/json"), *headers, *self.common(head)),
             dialect.encode_error(error),
             close,
+            error.message,
         )
 
     def refuse_unread(self, message: str, status: int, dialect: Dialect | None = None) -> Reply:

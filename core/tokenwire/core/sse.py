@@ -7,6 +7,7 @@ event whose data is empty. What cannot be written so that it is read back unchan
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -29,6 +30,8 @@ _MAX_RETRY_DIGITS = len(str(MAX_RETRY_MS))
 _BOM = b"\xef\xbb\xbf"
 _CR = 0x0D
 _LF = 0x0A
+# What the dialects send: one data line, the event's type before it, its id after it. A dot is anything but LF.
+_match_usual_block = re.compile("(?:event: (.*)\n)?data: (.*)(?:\nid: ([^\0\n]*))?").fullmatch
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
@@ -63,7 +66,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
         retry_ms: the reconnection time in milliseconds that the peer asked for last; None when it never did.
     """
 
-    __slots__ = ("_data", "_event", "_fast_bytes", "_id", "_is_idle", "_max_event_bytes", "_start", "_strict",
+    __slots__ = ("_data", "_event", "_fast_bytes", "_id", "_max_event_bytes", "_max_fast_bytes", "_start", "_strict",
                  "last_event_id", "retry_ms")  # fmt: skip
 
     def __init__(
@@ -78,9 +81,10 @@ class Decoder(LineDecoder[ServerSentEvent]):
         self.retry_ms: int | None = None
         self._max_event_bytes = max_event_bytes
         self._strict = strict
-        self._fast_bytes = min(max_line_bytes, max_event_bytes)
+        self._max_fast_bytes = min(max_line_bytes, max_event_bytes)
+        # The longest read that can be whole events within the limits; -1 while something waits for the next byte.
+        self._fast_bytes = -1
         self._start: bytes | None = b""  # the beginning of what may be a byte order mark; None when that is decided
-        self._is_idle = False  # the next byte begins a line that begins an event, and nothing waits for it
         self._data: bytes | bytearray | None = None
         self._event = ""
         self._id = ""
@@ -99,39 +103,43 @@ class Decoder(LineDecoder[ServerSentEvent]):
             MalformedData: strict mode, and a line is not UTF-8. The decoder is closed.
             LocalProtocolError: data after the end of input or after an error. The decoder stays closed.
         """
-        # The usual read is whole events with LF only, most often one that is one line of data, which costs no call of
-        # ours. Such a read leaves the decoder idle, as it was.
-        if self._is_idle and _CR not in data and (size := len(data)) <= self._fast_bytes:
-            if data[:6] == b"data: " and data.find(b"\n") == size - 2 and data[-1] == _LF:
-                try:
-                    return [ServerSentEvent("message", data[6:-2].decode(), self.last_event_id)]
-                except UnicodeDecodeError:
-                    pass  # the long way replaces it or raises
-            elif data[-2:] == b"\n\n" and not self._strict:
-                return self._take_blocks(data)
+        # The usual read is one event that is one line of data, and costs no call of ours. Bytes are searched for one
+        # byte, given as an int, several times as fast as by any method. A read that takes a fast way leaves nothing
+        # waiting, as it found it, so the next may take one too.
+        if len(data) <= self._fast_bytes:
+            try:
+                if data[:6] == b"data: " and data[-2:] == b"\n\n":
+                    value = data[6:-2]
+                    if _LF not in value and _CR not in value:
+                        return [ServerSentEvent("message", value.decode(), self.last_event_id)]
+                unified = data.replace(b"\r\n", b"\n") if _CR in data else data
+                if unified[-2:] == b"\n\n" and _CR not in unified:
+                    return self._take_blocks(unified[:-2].decode())
+            except UnicodeDecodeError:
+                pass  # the long way replaces it or raises
         if self._start is not None:
             data = self._after_start(data, self._start)
-        self._is_idle = False
+        self._fast_bytes = -1
         events = super().receive_data(data)
-        self._is_idle = self._nothing_waits()
+        if self._nothing_waits():
+            self._fast_bytes = self._max_fast_bytes
         return events
 
-    def _take_blocks(self, data: bytes) -> list[ServerSentEvent]:
-        """Interprets blocks of lines that each end in a blank line, within the limits.
+    def _take_blocks(self, text: str) -> list[ServerSentEvent]:
+        """Interprets blocks with LF only, within the limits.
 
-        The two shapes that the dialects send, a data line with or without an event line before it, are read in one go.
+        The usual block is read in one go.
         """
         events: list[ServerSentEvent] = []
-        for block in data[:-2].split(b"\n\n"):
-            event, line = "", block
-            if block[:7] == b"event: ":
-                name, _, line = block.partition(b"\n")
-                event = name[7:].decode("utf-8", "replace")
-            if line[:6] == b"data: " and _LF not in line:
-                text = line[6:].decode("utf-8", "replace")
-                events.append(ServerSentEvent(event or "message", text, self._id))
-            else:
-                self._take_lines([*block.split(b"\n"), b""], events)
+        for block in text.split("\n\n"):
+            usual = _match_usual_block(block)
+            if usual is None:
+                self._take_lines([line.encode() for line in [*block.split("\n"), ""]], events)
+                continue
+            event, value, identity = usual.groups()
+            if identity is not None:
+                self._id = self.last_event_id = identity
+            events.append(ServerSentEvent(event or "message", value, self._id))
         return events
 
     def _after_start(self, data: bytes, held: bytes) -> bytes:
@@ -153,7 +161,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
 
     def _close(self, *, truncated: bool) -> None:
         super()._close(truncated=truncated)
-        self._is_idle = False
+        self._fast_bytes = -1
         self._start = self._data = None
 
     def _take_rest(self) -> tuple[list[ServerSentEvent], bool]:

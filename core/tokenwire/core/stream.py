@@ -48,7 +48,8 @@ class Stream:
     """A stream under the grammar.
 
     Args:
-        start: the envelope; a StreamStart from the backend replaces its id, model, created and role.
+        start: the envelope; a StreamStart from the backend replaces its model, created and role; the id is ours, by which the client was
+            told the stream (x-request-id) and will ask for it.
         stops: stop strings that the backend does not watch for itself.
         max_tokens: the most tokens a choice may have, where the backend does not count them itself.
 
@@ -159,7 +160,7 @@ class Stream:
 
     def _begin(self, item: Item, out: list[Event]) -> None:
         if isinstance(item, StreamStart):
-            self.start = StreamStart(item.id, item.model, item.created, item.role, self.start.choices)
+            self.start = StreamStart(self.start.id, item.model, item.created, item.role, self.start.choices)
         self._emit(self.start, out)
 
     def _emit(self, event: Event, out: list[Event]) -> None:
@@ -205,8 +206,8 @@ class Stream:
         """Let text out as far as the stop strings allow, with the tokens and logprobs that it stands for."""
         stop = None
         if choice.scanner is not None:
-            found = choice.scanner.scan(text)
-            text, stop = found.text, found.stop
+            text = choice.scanner.scan(text)
+            stop = choice.scanner.stop
         choice.unsaid_tokens += tokens
         if logprobs:
             choice.logprobs = (choice.logprobs or ()) + logprobs
@@ -249,7 +250,7 @@ class Stream:
             return
         text = choice.assembler.flush()
         if choice.scanner is not None:
-            text = choice.scanner.scan(text).text + choice.scanner.flush()
+            text = choice.scanner.scan(text) + choice.scanner.flush()
         self._let_out(number, choice, text, out)
 
     def _report(self, usage: UsageReport, out: list[Event]) -> None:

@@ -6,12 +6,10 @@ import codecs
 import re
 from typing import TYPE_CHECKING
 
-import msgspec
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Scan", "StopScanner", "Utf8Assembler", "has_surrogates", "repair_surrogates"]
+__all__ = ["StopScanner", "Utf8Assembler", "has_surrogates", "repair_surrogates"]
 
 _search_surrogate = re.compile("[\ud800-\udfff]").search
 
@@ -23,6 +21,7 @@ def has_surrogates(text: str) -> bool:
 
 def repair_surrogates(text: str) -> str:
     """Joins surrogates that are pairs and replaces those that are alone with U+FFFD."""
+    # UTF-16 is where surrogates are at home: its decoder joins pairs and replaces what is alone.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -33,18 +32,22 @@ class Utf8Assembler:
     one U+FFFD per maximal subpart (Unicode 3.9, as in WHATWG Encoding), so the result is that of decoding the whole.
 
     Bytes and str may alternate. A character does not go across such a change: what is held is replaced.
+
+    Attributes:
+        invalid: whether something was replaced because nothing that follows could have made it whole. What only the
+            end of the text cuts off, which `holds` tells before `flush` replaces it, is truncated and not invalid.
     """
 
-    __slots__ = ("_bytes", "_surrogate")
+    __slots__ = ("_held", "invalid")
 
     def __init__(self) -> None:
-        self._bytes = b""  # the beginning of a UTF-8 sequence, at most 3 bytes
-        self._surrogate = ""  # a high surrogate or nothing
+        self._held: bytes | str = b""  # the beginning of a UTF-8 sequence, at most 3 bytes, or a high surrogate
+        self.invalid = False
 
     @property
     def holds(self) -> bool:
         """Whether a piece of a character is held."""
-        return bool(self._bytes or self._surrogate)
+        return bool(self._held)
 
     def receive_data(self, data: bytes) -> str:
         """Takes bytes of UTF-8 and gives the text that is whole.
@@ -55,7 +58,7 @@ class Utf8Assembler:
         Returns:
             Text without surrogates. The beginning of a character at its end is held.
         """
-        if not self._bytes and not self._surrogate:
+        if not self._held:
             try:
                 return data.decode()
             except UnicodeDecodeError:
@@ -72,41 +75,46 @@ class Utf8Assembler:
             The text with pairs joined, also across pieces, and lone surrogates replaced. A high surrogate at its end is
             held.
         """
-        if not self._bytes and not self._surrogate and not has_surrogates(text):
+        if not self._held and not has_surrogates(text):
             return text
         return self._join(text) if text else ""
 
     def flush(self) -> str:
-        """Gives what is held, replaced, at the end of the text. The assembler is as new afterwards."""
-        rest = self._bytes.decode("utf-8", "replace") or ("\ufffd" if self._surrogate else "")
-        self._bytes = b""
-        self._surrogate = ""
-        return rest
+        """Gives what is held, replaced, at the end of the text. Nothing is held afterwards."""
+        held, self._held = self._held, b""
+        return "\ufffd" if held else ""
 
     def _decode(self, data: bytes) -> str:
-        before = self.flush() if self._surrogate else ""
-        data = self._bytes + data
-        text, used = codecs.utf_8_decode(data, "replace", False)
-        self._bytes = data[used:]
+        before = ""
+        if isinstance(self._held, str):
+            before = self._give_up()
+        else:
+            data = self._held + data
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError:
+            self.invalid = True
+            text, used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[used:]
         return before + text
 
     def _join(self, text: str) -> str:
-        before = self.flush() if self._bytes else ""
-        text = self._surrogate + text
-        self._surrogate = ""
+        before = ""
+        if isinstance(self._held, bytes):
+            before = self._give_up()
+        else:
+            text = self._held + text
+        self._held = ""
         if "\ud800" <= text[-1] <= "\udbff":
-            text, self._surrogate = text[:-1], text[-1]
-        # UTF-16 is where surrogates are at home: its decoder joins pairs and replaces what is alone.
-        return before + text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            text, self._held = text[:-1], text[-1]
+        repaired = repair_surrogates(text)
+        self.invalid = self.invalid or repaired.count("\ufffd") > text.count("\ufffd")
+        return before + repaired
 
-
-class Scan(msgspec.Struct, frozen=True, gc=False):
-    """What a scan of one piece of text found."""
-
-    text: str
-    """What may be released now."""
-    stop: str | None
-    """The stop string that ended the text; None while it goes on."""
+    def _give_up(self) -> str:
+        """Replaces what is held, because what comes now is of the other kind."""
+        self.invalid = self.invalid or self.holds
+        return self.flush()
 
 
 class StopScanner:
@@ -124,15 +132,18 @@ class StopScanner:
     Raises:
         ValueError: a stop string is empty.
         TypeError: stops is a str, which would mean each of its characters.
+
+    Attributes:
+        stop: the stop string that ended the text; None while it goes on.
     """
 
-    __slots__ = ("_depths", "_fallbacks", "_held", "_next", "_search", "_state", "_stop", "_stops")
+    __slots__ = ("_depths", "_fallbacks", "_held", "_must_walk", "_next", "_search", "_state", "_stops", "stop")
 
     def __init__(self, stops: Sequence[str]) -> None:
         live = _live_stops(stops)
         firsts = "".join(re.escape(first) for first in dict.fromkeys(stop[0] for stop in live))
-        # Finds where a stop string may begin. "(?!)" matches nowhere.
-        self._search = re.compile(f"[{firsts}]" if live else "(?!)").search
+        # Finds where a stop string may begin: nowhere, where there is none.
+        self._search = re.compile(f"[{firsts}]" if live else r"[^\s\S]").search
         self._next: list[dict[str, int]] = [{}]
         self._depths = [0]
         self._stops: list[str | None] = [None]
@@ -142,21 +153,21 @@ class StopScanner:
         self._link()
         self._state = 0
         self._held = ""
-        self._stop: str | None = None
+        self._must_walk = False  # something is held, or a stop string was found
+        self.stop: str | None = None
 
-    def scan(self, text: str) -> Scan:
-        """Takes a piece of text and gives what may be released.
+    def scan(self, text: str) -> str:
+        """Takes a piece of text and gives what may be released; sets `stop` where a stop string ends in it.
 
         Args:
             text: the piece; empty text means nothing.
 
         Returns:
-            The text to release, and the stop string once one was found. After that, every scan releases nothing and
-            names the same stop string.
+            The text to release. After a stop string was found, every scan releases nothing.
         """
-        if not self._held and self._stop is None and self._search(text) is None:
-            return Scan(text, None)
-        return self._walk(text)
+        if self._must_walk or self._search(text):
+            return self._walk(text)
+        return text
 
     def flush(self) -> str:
         """Gives the text that is held back, at every kind of end of the text; "" after a stop string was found.
@@ -165,11 +176,12 @@ class StopScanner:
         """
         rest, self._held = self._held, ""
         self._state = 0
+        self._must_walk = self.stop is not None
         return rest
 
-    def _walk(self, text: str) -> Scan:
-        if self._stop is not None:
-            return Scan("", self._stop)
+    def _walk(self, text: str) -> str:
+        if self.stop is not None:
+            return ""
         at = len(self._held)
         text = self._held + text
         state = self._state
@@ -183,12 +195,13 @@ class StopScanner:
             at += 1
             stop = self._stops[state]
             if stop is not None:
-                self._stop, self._held = stop, ""
-                return Scan(text[: at - len(stop)], stop)
+                self.stop, self._held, self._must_walk = stop, "", True
+                return text[: at - len(stop)]
         self._state = state
         cut = len(text) - self._depths[state]
         self._held = text[cut:]
-        return Scan(text[:cut], None)
+        self._must_walk = state != 0
+        return text[:cut]
 
     def _step(self, state: int, character: str) -> int:
         """Goes to the node of the longest end of the text that begins a stop string."""

@@ -2,8 +2,9 @@
 
     python openai_client.py < calls.json > results.json
 
-The calls are `{"name": {"do": VERB, "url": ..., "with": {arguments of the SDK's method}, ...}}`; the results are by the same
-names. An error that the SDK raises is a result too: `{"raised": ...}`, with what had been heard before it in `heard`. Any other exception is `{"crashed": traceback}`.
+The calls are `{"name": {"do": VERB, "url": ..., "with": {arguments of the SDK's method}}}`; the results are by the same
+names. What the SDK raises is a result too: `{"raised": ...}`, with what had been heard before it in `heard`. Any other
+exception is `{"crashed": traceback}`.
 """
 # pyright: basic, reportMissingImports=false
 # Each pinned SDK is in an environment of its own, and none is where the type checkers look.
@@ -108,21 +109,21 @@ def stream(client: openai.OpenAI, arguments: dict[str, Any], heard: Heard) -> An
     return heard.told()
 
 
-def whole(client: openai.OpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+def whole(client: openai.OpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     return _whole(client.chat.completions.create(stream=False, **arguments))
 
 
-def helper(client: openai.OpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+def helper(client: openai.OpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     with client.chat.completions.stream(**arguments) as events:
         kinds = [event.type for event in events]
         return _whole(events.get_final_completion()) | {"kinds": sorted(set(kinds))}
 
 
-def models(client: openai.OpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+def models(client: openai.OpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     return [model.model_dump(include={"id", "object", "owned_by"}) for model in client.models.list(**arguments)]
 
 
-def model(client: openai.OpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+def model(client: openai.OpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     return client.models.retrieve(**arguments).model_dump(include={"id", "object", "owned_by"})
 
 
@@ -168,17 +169,17 @@ async def async_stream(client: openai.AsyncOpenAI, arguments: dict[str, Any], he
     return heard.told()
 
 
-async def async_whole(client: openai.AsyncOpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+async def async_whole(client: openai.AsyncOpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     return _whole(await client.chat.completions.create(stream=False, **arguments))
 
 
-async def async_helper(client: openai.AsyncOpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+async def async_helper(client: openai.AsyncOpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     async with client.chat.completions.stream(**arguments) as events:
         kinds = [event.type async for event in events]
         return _whole(await events.get_final_completion()) | {"kinds": sorted(set(kinds))}
 
 
-async def async_models(client: openai.AsyncOpenAI, arguments: dict[str, Any], heard: Heard) -> Any:
+async def async_models(client: openai.AsyncOpenAI, arguments: dict[str, Any], _heard: Heard) -> Any:
     return [model.model_dump(include={"id", "object", "owned_by"}) async for model in client.models.list(**arguments)]
 
 
@@ -187,29 +188,46 @@ _ASYNC = (async_stream, async_whole, async_helper, async_models)
 _VERBS: dict[str, Any] = {verb.__name__: verb for verb in (*_SYNC, *_ASYNC)}
 
 
-def _do(call: dict[str, Any]) -> Any:
-    settings = {**_SETTINGS, "base_url": f"{call['url']}/v1", "max_retries": call.get("retries", 0)}
-    verb, arguments, heard = _VERBS[call["do"]], call.get("with", {}), Heard()
-    if "models" not in call["do"] and call["do"] != "model":
-        arguments = {"model": "mock", "messages": _MESSAGES, **arguments}
-    try:
-        if verb in _ASYNC:
-            return asyncio.run(_do_async(verb, settings, arguments, heard))
-        with openai.OpenAI(**settings) as client:
-            return verb(client, arguments, heard)
-    except openai.APIError as error:
-        return {"raised": _raised(error), "heard": heard.told()}
-    except Exception:  # noqa: BLE001  # one crash must not hide what the other calls found
-        return {"crashed": traceback.format_exc(), "heard": heard.told()}
+class _Asker:
+    """Makes calls, with one client a server as a program would: their connections are used again and again."""
 
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self._clients: dict[tuple[Any, ...], Any] = {}
 
-async def _do_async(verb: Any, settings: dict[str, Any], arguments: dict[str, Any], heard: Heard) -> Any:
-    async with openai.AsyncOpenAI(**settings) as client:
-        return await verb(client, arguments, heard)
+    def ask(self, call: dict[str, Any]) -> Any:
+        verb, arguments, heard = _VERBS[call["do"]], call.get("with", {}), Heard()
+        if "models" not in call["do"] and call["do"] != "model":
+            arguments = {"model": "mock", "messages": _MESSAGES, **arguments}
+        kind = openai.AsyncOpenAI if verb in _ASYNC else openai.OpenAI
+        client = self._client(kind, call["url"], call.get("retries", 0))
+        try:
+            answer = verb(client, arguments, heard)
+            return self._runner.run(answer) if verb in _ASYNC else answer
+        except openai.APIError as error:
+            return {"raised": _raised(error), "heard": heard.told()}
+        except Exception:  # noqa: BLE001  # one crash must not hide what the other calls found
+            return {"crashed": traceback.format_exc(), "heard": heard.told()}
+
+    def close(self) -> None:
+        for (kind, *_), client in self._clients.items():
+            if kind is openai.AsyncOpenAI:
+                self._runner.run(client.close())
+            else:
+                client.close()
+
+    def _client(self, kind: Any, url: str, retries: int) -> Any:
+        key = (kind, url, retries)
+        if key not in self._clients:
+            self._clients[key] = kind(**_SETTINGS, base_url=f"{url}/v1", max_retries=retries)
+        return self._clients[key]
 
 
 def _main(calls: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    results = {name: _do(call) for name, call in calls}
+    with asyncio.Runner() as runner:
+        asker = _Asker(runner)
+        results = {name: asker.ask(call) for name, call in calls}
+        asker.close()
     json.dump({"version": openai.__version__, "results": results}, sys.stdout)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import h11
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tokenwire.core.collect import Result
 from tokenwire.core.dialects.openai_chat import DIALECT as CHAT
@@ -34,8 +35,8 @@ from tokenwire.core.events import (
     UsageReport,
 )
 
-from .backend import Told
 from .clock import VirtualClock
+from .ledger import Told
 from .network import Endpoint
 
 __all__ = ["Answer", "Asked", "Heard", "Habits", "SimulatedClient", "draw_habits", "draw_requests", "hear"]  # noqa: RUF022
@@ -182,19 +183,24 @@ _OK: Final = frozenset({200})
 _STOPS: Final = ("END", "E", "stop", "</s>", "ND", "日本", "\n", "x" * 41)
 
 
-def draw_requests(random: Random, count: int, *, max_body_bytes: int) -> list[Asked]:
+def draw_requests(
+    random: Random, count: int, *, model: str, honours: frozenset[str], max_body_bytes: int
+) -> list[Asked]:
     """Draw what a client asks on one connection, one after the other.
 
     Args:
         random: where it is drawn from.
         count: how many.
+        model: a model that exists.
+        honours: fields of GenerationRequest that the backend acts on; others are asked for only where the core does.
         max_body_bytes: the server's limit, which some requests go past.
     """
     drawn: list[Asked] = []
     for _ in range(count):
         lot = random.random()
         if lot < 0.75:
-            drawn.append(_draw_generation(random))
+            asked = _draw_generation(random, model, honours)
+            drawn.append(_in_old_http(asked) if random.random() < 0.06 else asked)
         elif lot < 0.97:
             drawn.append(random.choice(_SIMPLE))
         else:
@@ -212,7 +218,7 @@ def _cut_in_half(random: Random, asked: Asked) -> Asked:
     return Asked(data=data, method=asked.method, statuses=frozenset({400, 408}), cut=cut, last=True)
 
 
-def _draw_generation(random: Random) -> Asked:
+def _draw_generation(random: Random, model: str, honours: frozenset[str]) -> Asked:
     dialect = random.choice(("plain", "chat"))
     stream = random.random() < 0.8
     fields: dict[str, object] = {"stream": stream}
@@ -222,16 +228,23 @@ def _draw_generation(random: Random) -> Asked:
         fields["stop"] = random.sample(_STOPS, random.choice((1, 1, 2, 3)))
     if dialect == "plain":
         return _plain(random, fields, stream=stream)
-    fields |= {"model": "simulated", "messages": [{"role": "user", "content": "Say what is drawn."}]}
-    if random.random() < 0.4:
+    fields |= {"model": model, "messages": [{"role": "user", "content": "Say what is drawn."}]}
+    if "n" in honours and random.random() < 0.4:
         fields["n"] = random.choice((1, 2, 3))
-    if random.random() < 0.2:
+    if "logprobs" in honours and random.random() < 0.2:
         fields["logprobs"] = True
     usage = stream and random.random() < 0.5
     if usage:
         fields["stream_options"] = {"include_usage": True}
     data = _post(random, b"/v1/chat/completions", fields)
     return Asked(data=data, method="POST", statuses=_OK, dialect="chat", stream=stream, include_usage=usage)
+
+
+def _in_old_http(asked: Asked) -> Asked:
+    """Ask in HTTP/1.0, whose answers end with the connection; it has no chunks and no 100 Continue."""
+    if b"transfer-encoding" in asked.data or b"expect" in asked.data:
+        return asked
+    return replace(asked, data=asked.data.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1), last=True)
 
 
 def _plain(random: Random, fields: dict[str, object], *, stream: bool) -> Asked:
@@ -317,6 +330,8 @@ class Habits(Struct, frozen=True, kw_only=True):
     """How long that while is."""
     read_bytes: int = 65536
     """How much it reads at a time."""
+    dawdle_ns: int = 0
+    """How long it waits in the middle of sending a request."""
     floods: int = 0
     """How many bytes of further requests it sends behind the first, whether they are answered or not."""
 
@@ -333,8 +348,10 @@ def draw_habits(random: Random) -> Habits:
     """Draw how a client behaves: every second one stays and reads."""
     lot = random.random()
     pipelines = random.random() < 0.3
-    if lot < 0.5:
+    if lot < 0.4:
         return Habits(pipelines=pipelines)
+    if lot < 0.5:
+        return Habits(dawdle_ns=random.choice((5, 200, 800)) * _MILLISECOND)
     if lot < 0.6:
         return Habits(pipelines=pipelines, pause_after=random.randrange(3000), pause_ns=_draw_pause(random))
     if lot < 0.64:
@@ -393,6 +410,7 @@ class SimulatedClient:
         self._waiting = deque(requests)
         self._flood = 0 if requests[-1].last else habits.floods // len(_SIMPLE[0].data)
         self._out = b""
+        self._late = b""
         self._parser = h11.Connection(h11.CLIENT)
         self._received = 0
         self._paused = False
@@ -422,7 +440,7 @@ class SimulatedClient:
         self._parser.send(h11.Request(method=asked.method, target="/", headers=[("host", "localhost")]))
         self._parser.send(h11.EndOfMessage())
         if not (self.habits.pipelines or self.habits.floods):
-            self._send(asked.data)
+            self._send_in_two(asked.data)
         if asked.cut == "ends":
             self._shut_down_when_sent()
 
@@ -458,13 +476,30 @@ class SimulatedClient:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def _send_in_two(self, data: bytes) -> None:
+        """Send a request, or its head first and the rest after a while."""
+        if not self.habits.dawdle_ns:
+            self._send(data)
+            return
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        self._late = rest
+        self._send(head + separator)
+        self._clock.call_at(self._clock.now() + self.habits.dawdle_ns, self._send_late)
+
+    def _send_late(self) -> None:
+        rest, self._late = self._late, b""
+        if rest and not self.done:
+            self._send(rest)
+            if self.answers[-1].asked.cut == "ends":
+                self._shut_down_when_sent()
+
     def _send(self, data: bytes) -> None:
         self._out += data
         self._flush()
 
     def _shut_down_when_sent(self) -> None:
         try:
-            if not self._out:
+            if not self._out and not self._late:
                 self._endpoint.shutdown()
         except OSError:
             self._lose()
@@ -480,7 +515,9 @@ class SimulatedClient:
             self._lose()
             return
         self._endpoint.set_writer(None)
-        if (self.left and self.habits.leaves == "half-close") or (self.answers and self.answers[-1].asked.cut == "ends"):
+        if (self.left and self.habits.leaves == "half-close") or (
+            self.answers and self.answers[-1].asked.cut == "ends"
+        ):
             self._shut_down_when_sent()
 
     def _lose(self) -> None:

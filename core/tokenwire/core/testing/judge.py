@@ -13,8 +13,8 @@ from tokenwire.core.errors import MalformedData
 from tokenwire.core.events import ChoiceEnd, FinishReason, ProviderData, StreamEnd, StreamError, StreamTruncated
 from tokenwire.core.request import GenerationRequest
 
-from .backend import Account, Ledger, Telling, Told, tell
 from .client import Answer, Heard, SimulatedClient, hear
+from .ledger import Account, Ledger, Telling, Told, tell
 
 __all__ = ["Judge"]
 
@@ -54,9 +54,7 @@ class Judge:
             stream = account.stream_id if account else "no stream"
             self._complain(f"{who}, {asked!r}, {stream}, status {answer.status}: {fault}")
 
-    def look_for_silence(
-        self, client: SimulatedClient, who: str, *, slow: bool, records: int, drained_at: int
-    ) -> None:
+    def look_for_silence(self, client: SimulatedClient, who: str, *, slow: bool, records: int, drained_at: int) -> None:
         """Look whether a client that stayed and read, on a link that holds, was answered to the end.
 
         Args:
@@ -135,7 +133,9 @@ def _usage_faults(heard: Heard, telling: Telling) -> list[str]:
     if heard.usage is None:
         return ["there is no usage"]
     if telling.usage is not None:
-        return [] if heard.usage == telling.usage else [f"usage {heard.usage!r}, but the backend's is {telling.usage!r}"]
+        return (
+            [] if heard.usage == telling.usage else [f"usage {heard.usage!r}, but the backend's is {telling.usage!r}"]
+        )
     if heard.usage.output_tokens != telling.tokens:
         return [f"usage {heard.usage!r}, but {telling.tokens} tokens were let out"]
     return []
@@ -145,6 +145,8 @@ def _failed_faults(answer: Answer, heard: Heard, telling: Telling, expected: Tol
     if isinstance(heard.terminal, StreamTruncated) or not isinstance(heard.terminal, StreamError):
         return [f"a whole message with a body that breaks off: {heard.terminal!r}"]
     faults: list[str] = []
+    if answer.asked.dialect == "chat" and _DONE in answer.body:
+        faults.append("[DONE] after an error")
     if telling.broken:
         # What the offender's own batch said before it is lost with it, and so is what was held back.
         faults += _beginning_faults(heard.told, expected)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from random import Random
 from typing import Final
 
@@ -84,7 +85,7 @@ class _Pipe:
             return [data] if data else []
         draw = self._random.randrange
         edges = sorted({0, len(data), *(draw(1, len(data)) for _ in range(draw(cuts + 1)))})
-        return [data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+        return [data[begin:end] for begin, end in pairwise(edges)]
 
     def _launch(self, piece: bytes | _Mark, size: int) -> None:
         faults, now = self._faults, self._clock.now()

@@ -39,6 +39,7 @@ class SimulatedPeer:
         unsent_bytes: what waits because the endpoint takes no more.
         records: how many answered requests the connection has reported.
         dropped_as_slow: whether one of them was given up because its reader was too slow.
+        ended: the client sends no more.
         gone: nothing is sent or received any more.
     """
 
@@ -46,11 +47,11 @@ class SimulatedPeer:
         "_closing",
         "_due",
         "_endpoint",
-        "_eof",
         "_out",
         "_server",
         "connection",
         "dropped_as_slow",
+        "ended",
         "gone",
         "number",
         "records",
@@ -69,7 +70,7 @@ class SimulatedPeer:
         self._out: deque[bytes] = deque()
         self._due: int | None = None
         self._closing = False
-        self._eof = False
+        self.ended = False
 
     def start(self) -> None:
         """Begin to receive."""
@@ -128,7 +129,7 @@ class SimulatedPeer:
         if data:
             self._perform(self.connection.receive_data(data, now))
             return
-        self._eof = True
+        self.ended = True
         self._endpoint.set_reader(None)
         self._perform(self.connection.receive_eof(now))
         self._drop_if_done()
@@ -199,7 +200,7 @@ class SimulatedPeer:
             self._drop()
 
     def _drop_if_done(self) -> None:
-        if self._eof and self._closing and not self._out:
+        if self.ended and self._closing and not self._out:
             self._drop()
 
     def _drop(self) -> None:

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 from msgspec import Struct
 
@@ -40,10 +40,11 @@ from tokenwire.core.delivery import DeliveryOptions, StreamDelivery
 from tokenwire.core.http import MAX_HEAD_BYTES, MAX_PIPELINED_BYTES
 from tokenwire.core.service import Exchange, Service, ServiceOptions
 
-from .backend import Backend, Ledger, ScriptedSource, SimulatedRuntime, tell
+from .backend import Backend, ScriptedSource, SimulatedRuntime
 from .client import Habits, SimulatedClient, draw_habits, draw_requests
 from .clock import VirtualClock
 from .judge import Judge
+from .ledger import Ledger, tell
 from .network import Faults, Link
 from .peer import SimulatedPeer, SimulatedServer
 
@@ -76,7 +77,9 @@ class Report(Struct, frozen=True):
     def tell(self, last: int = 200) -> str:
         """Write the violations and the end of the story, a line for each thing that happened."""
         lines = [f"seed {self.seed}: {len(self.violations)} violations", *self.violations, ""]
-        lines += [f"{when / 1e6:12.3f} ms  {who:10} {what:10} {detail!r}" for when, who, what, detail in self.story[-last:]]
+        lines += [
+            f"{when / 1e6:12.3f} ms  {who:10} {what:10} {detail!r}" for when, who, what, detail in self.story[-last:]
+        ]
         return "\n".join(lines)
 
     def check(self) -> None:
@@ -217,13 +220,20 @@ class Simulation:
 
     def _connect(self, number: int) -> None:
         random = self._random
-        upward, downward = self._faults or (_draw_faults(random, self.clock.now()), _draw_faults(random, self.clock.now()))
+        upward, downward = self._faults or (
+            _draw_faults(random, self.clock.now()),
+            _draw_faults(random, self.clock.now()),
+        )
         if _is_sound(upward) and _is_sound(downward):
             self._sound.add(number)
         link = Link(self.clock, random, upward=upward, downward=downward)
         habits = self._habits or draw_habits(random)
         requests = draw_requests(
-            random, random.choice((1, 1, 2, 3, 5)), max_body_bytes=self.service.options.max_body_bytes
+            random,
+            random.choice((1, 1, 2, 3, 5)),
+            model=self.ledger.models[0].name,
+            honours=self.ledger.honours,
+            max_body_bytes=self.service.options.max_body_bytes,
         )
         self._note(f"client {number}", "connects", (habits, upward, downward))
         client = SimulatedClient(link.client, self.clock, requests, habits, partial(self._note, f"client {number}"))
@@ -235,11 +245,13 @@ class Simulation:
 
     def _drain(self) -> None:
         self._note("server", "drains")
+        self._inspect_all()
         self._drained_at = self.clock.now()
         self.server.drain()
 
     def _end_streams(self) -> None:
         self._note("server", "ends", self.server.dispatcher.streams)
+        self._inspect_all()
         self.server.end_streams()
         if self.server.dispatcher.streams:
             self._complain(f"{self.server.dispatcher.streams} streams outlive the end of all streams")
@@ -257,7 +269,7 @@ class Simulation:
         return self.server.writing > 0 and not self.server.settling
 
     def _on_new_stream(self) -> None:
-        if self.service.draining:
+        if self._drained_at:
             self._complain("a stream is begun while the server drains")
 
     def _on_record(self, record: Record) -> None:
@@ -265,10 +277,14 @@ class Simulation:
         self._counts[f"record {record.end}"] += 1
         self._counts["streams recorded"] += record.stream_id is not None
         admission = self.service.admission
-        if record.status == 429 and record.stream_id is None and not admission.full:
+        room = admission.running < self.service.options.max_running
+        if record.status == 429 and record.stream_id is None and (room or self._has_room_to_wait()):
             self._complain(f"429 while {admission.running} run and {admission.waiting} wait")
-        if record.status == 503 and record.stream_id is None and not self.service.draining:
+        if record.status == 503 and record.stream_id is None and not self._drained_at:
             self._complain("503 from a server that does not drain")
+
+    def _has_room_to_wait(self) -> bool:
+        return self.service.admission.waiting < self.service.options.max_waiting
 
     def _on_report(self, error: Exception, stream_id: str) -> None:
         self._note("server", "reports", f"{stream_id}: {error!r}")
@@ -279,11 +295,16 @@ class Simulation:
     def _inspect_all(self) -> None:
         for peer in list(self.server.peers.values()):
             self._inspect(peer)
+        for line in self.server.dispatcher._lines:  # noqa: SLF001  # who a stream runs for has no public name
+            if line.carrier is None or cast("SimulatedPeer", line.carrier).gone:
+                self._complain(f"stream {line.stream.start.id} runs for a client that is gone")
 
     def _inspect(self, peer: SimulatedPeer) -> None:
         admission, options = self.service.admission, self.service.options
         if not 0 <= admission.running <= options.max_running or admission.waiting > options.max_waiting:
             self._complain(f"{admission.running} streams run and {admission.waiting} wait")
+        if peer.ended and not peer.gone and peer.connection.phase not in (Phase.CLOSING, Phase.CLOSED):
+            self._complain(f"the connection of client {peer.number} goes on after its end")
         if peer.unsent_bytes > _MAX_UNSENT:
             self._complain(f"{peer.unsent_bytes} bytes wait in the carrier of client {peer.number}")
         reader = peer.connection._reader  # noqa: SLF001  # a bound has no public name

@@ -1,0 +1,451 @@
+"""One request of ASGI: messages in and out, and the one answer between them.
+
+The bytes of an engine's step come by `Carrier.write`, in the call that made them. ASGI's `send` may suspend, so they
+cannot leave there: they are put together, and the request's own task is woken once for all of them. While that task is
+away in `send` the delivery is blocked: pull sources rest, push sources are merged.
+
+Only one task ever calls `receive`: the request's own until the body is whole, then the one that waits for the client to
+leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import anyio
+
+from tokenwire.core.actions import Cancel, Pause, Record, Resume, Start, Wait
+from tokenwire.core.contracts import Folded, Headers, Principal, Reply, RequestHead, ResponseHead, Template
+from tokenwire.core.delivery import Delivery
+from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.errors import LocalProtocolError
+from tokenwire.core.framing import fold_bare
+from tokenwire.core.line import Line
+from tokenwire.core.service import Exchange, Service
+
+from .runtime import Waiter
+
+__all__ = ["Answer", "BareFraming", "Hall", "Message", "Receive", "Scope", "Send", "answer", "serve"]
+
+# ASGI's own shapes: every message is a dict of values that depend on its type.
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_ANYBODY: Final = Principal()
+_PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
+
+
+class Hall(NamedTuple):
+    """What the answers of one application share."""
+
+    service: Service
+    """The application."""
+    dispatcher: Dispatcher
+    """The sink and the doer of actions."""
+    now: Callable[[], int]
+    """The monotonic clock, in nanoseconds."""
+    call_at: Callable[[int, Callable[[], None]], None]
+    """Calls back once the clock is at or past a deadline."""
+    new_waiter: Callable[[], Waiter]
+    """Makes what a task can wait on, once."""
+
+
+class BareFraming:
+    """No framing at all: the body's bytes as they are, the head beside them; a `tokenwire.core.contracts.Framing`.
+
+    Args:
+        method: the request's method; HEAD gets no body.
+
+    Attributes:
+        head: the answer's head, once it is decided, without `date`, which servers write themselves.
+    """
+
+    __slots__ = ("_method", "head")
+
+    def __init__(self, method: str = "GET") -> None:
+        self._method = method
+        self.head: ResponseHead | None = None
+
+    def begin(self, head: ResponseHead) -> bytes:
+        """Keep the head of a streamed answer."""
+        self.head = ResponseHead(head.status, _dateless(head.headers))
+        return b""
+
+    def frame(self, payload: bytes) -> bytes:
+        """Leave a payload as it is."""
+        return payload
+
+    def fold(self, template: Template) -> Folded:
+        """Fold a template into nothing."""
+        return fold_bare(template)
+
+    def end(self) -> bytes:
+        """Say nothing: the end is not in the body."""
+        return b""
+
+    def reply(self, reply: Reply) -> bytes:
+        """Keep the head of a whole answer, with its length (RFC 9110, 8.6: none with 204 and 304), and give its body."""
+        empty = reply.status in (204, 304)
+        length: Headers = () if empty else (("content-length", str(len(reply.body))),)
+        self.head = ResponseHead(reply.status, (*_dateless(reply.headers), *length))
+        return b"" if empty or self._method == "HEAD" else reply.body
+
+
+def _dateless(headers: Headers) -> Headers:
+    return tuple(header for header in headers if header[0] != "date")
+
+
+class _Alarm:
+    """A deadline in a heap that forgets nothing: once its answer has ended, it holds it no more."""
+
+    __slots__ = ("answer", "due")
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.due: int | None = None
+
+    def __call__(self) -> None:
+        if self.answer is not None:
+            self.answer.handle_deadline()
+
+
+class Answer:
+    """One stream's way to one reader who takes its bytes when he wants them; a `tokenwire.core.contracts.Carrier`.
+
+    Args:
+        hall: the application.
+        exchange: the request, with its line.
+        framing: the one that the line's delivery writes with.
+
+    Attributes:
+        done: nothing follows what waits to be taken.
+        cut: it was given up: its end is missing, and must be seen to be.
+    """
+
+    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_exchange", "_framing", "_hall", "_line", "_on_cut",
+                 "_out", "_waiter", "cut", "done")  # fmt: skip
+
+    def __init__(self, hall: Hall, exchange: Exchange, framing: BareFraming) -> None:
+        line = exchange.line
+        if line is None:
+            raise LocalProtocolError("an answer without a line")
+        self._hall = hall
+        self._exchange = exchange
+        self._framing = framing
+        self._line: Line = line
+        self._delivery: Delivery = line.delivery
+        self._out = b""
+        self._waiter: Waiter | None = None
+        self._away = False
+        self._blocked = False
+        self._alarm = _Alarm()
+        self._on_cut: Callable[[], object] | None = None
+        self.done = False
+        self.cut = False
+
+    @property
+    def head(self) -> ResponseHead | None:
+        """The head, once something was written; None where the answer was cut before."""
+        return self._framing.head
+
+    def start(self, action: Start | Wait, on_cut: Callable[[], object] | None = None) -> None:
+        """Begin to generate, or to wait for a place.
+
+        Args:
+            action: what the exchange said.
+            on_cut: called when the answer is given up, so that a reader who is away can be called back.
+        """
+        now = self._hall.now()
+        self._on_cut = on_cut
+        self._alarm.answer = self
+        self._hall.dispatcher.perform((action,), self, now)
+        self._schedule(now)
+
+    def write(self, data: bytes) -> None:
+        """Keep bytes until they are taken, and wake the reader; see `Carrier`."""
+        if self.done:
+            return
+        self._out = self._out + data if self._out else data
+        waiter = self._waiter
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(None)
+            self._waiter = None
+        elif self._away and not self._blocked:
+            self._block()
+
+    def settle(self, now: int) -> None:
+        """The delivery has ended or given up; see `Carrier`."""
+        delivery = self._delivery
+        if self.done:
+            return
+        if delivery.overflowed:
+            self._cut_off("slow_reader", "slow_reader", now)
+        elif delivery.ended:
+            end = "failed" if delivery.failed else "finished"
+            record = self._exchange.record(status=delivery.status, end=end, now=now, error=delivery.error)
+            self._finish((record,), now)
+
+    async def take(self) -> bytes:
+        """Wait for the next bytes; b"" once there are no more. Until the next call the reader counts as busy with them."""
+        self._away = False
+        if self._blocked:
+            self._unblock()
+        while not self._out and not self.done:
+            self._waiter = waiter = self._hall.new_waiter()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+        data, self._out = self._out, b""
+        self._away = True
+        return data
+
+    def leave(self, by: str = "client") -> None:
+        """The reader has gone: stop the backend. Idempotent; nothing where the answer has ended."""
+        if not self.done:
+            self._cut_off("cancelled", by, self._hall.now())
+
+    def handle_deadline(self) -> None:
+        """Act on a deadline that has passed: a heartbeat, or giving the reader up."""
+        now = self._hall.now()
+        due = self._alarm.due
+        if self.done or due is None or now < due:
+            return
+        self._alarm.due = None
+        data = self._delivery.handle_deadline(now)
+        if data:
+            self.write(data)
+        self.settle(now)
+        self._schedule(now)
+
+    def _schedule(self, now: int) -> None:
+        """Have the next deadline called, where it is earlier than the one that will be called anyway."""
+        deadline = None if self.done else self._delivery.next_deadline()
+        alarm = self._alarm
+        if deadline is not None and (alarm.due is None or deadline < alarm.due):
+            alarm.due = deadline
+            self._hall.call_at(max(deadline, now), alarm)
+
+    def _block(self) -> None:
+        """More has come while the reader is away with the last."""
+        now = self._hall.now()
+        self._blocked = True
+        self._delivery.set_blocked(True, now)
+        self._hall.dispatcher.perform((Pause(self._line),), self, now)
+        self._schedule(now)
+
+    def _unblock(self) -> None:
+        now = self._hall.now()
+        self._blocked = False
+        self._out += self._delivery.set_blocked(False, now)
+        self.settle(now)
+        if not self.done:
+            self._hall.dispatcher.perform((Resume(self._line),), self, now)
+            self._schedule(now)
+
+    def _cut_off(self, end: str, by: str, now: int) -> None:
+        self.cut = True
+        self._out = b""
+        record = self._exchange.record(status=self._delivery.status, end=end, now=now)
+        self._finish((Cancel(self._line, by), record), now)
+        if self._on_cut is not None:
+            self._on_cut()
+
+    def _finish(self, actions: tuple[Cancel | Record, ...], now: int) -> None:
+        self.done = True
+        self._alarm.answer = None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        self._hall.dispatcher.perform(actions, self, now)
+
+
+async def serve(hall: Hall, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request of HTTP.
+
+    Args:
+        hall: the application.
+        scope: the request's scope, of type http.
+        receive: gives the request's messages; called by one task at a time.
+        send: takes the answer's messages.
+    """
+    now = hall.now()
+    body = _Body(receive)
+    head = head_of(scope)
+    if _may_have_unannounced_body(scope, head):
+        head = RequestHead(head.method, head.path, head.query, head.headers, await body.begins())
+    exchange = hall.service.open(head, _ANYBODY, now)
+    framing = BareFraming(head.method)
+    if isinstance(exchange, Reply):
+        end = "answered" if exchange.status < 400 else "refused"
+        record = Record(method=head.method, path=head.path, status=exchange.status, end=end, error=exchange.error)
+        hall.dispatcher.perform((record,), _NOBODY, now)
+        await _send_reply(exchange, framing, scope, send)
+        return
+    action = await _take_body(hall, exchange, body, framing)
+    if isinstance(action, Reply):
+        status, error = action.status, action.error
+        record = exchange.record(status=status, end="refused", now=hall.now(), error=error)
+        hall.dispatcher.perform((record,), _NOBODY, now)
+        await _send_reply(action, framing, scope, send)
+    elif action is not None:
+        await answer(Answer(hall, exchange, framing), action, receive, send)
+
+
+async def _take_body(hall: Hall, exchange: Exchange, body: _Body, framing: BareFraming) -> Reply | Start | Wait | None:
+    """Read the body; None where the client left before its end."""
+    while True:
+        piece = await body.read()
+        if piece is None:
+            record = exchange.record(status=0, end="disconnected", now=hall.now())
+            hall.dispatcher.perform((record,), _NOBODY, hall.now())
+            return None
+        refusal = exchange.receive_data(piece)
+        if refusal is not None:
+            return refusal
+        if body.whole:
+            return exchange.receive_eof(framing, hall.now())
+
+
+async def answer(
+    answer: Answer, action: Start | Wait, receive: Receive, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Generate, and send what comes of it; the client's leaving, or a cancellation, stops the backend.
+
+    Args:
+        answer: not yet started.
+        action: what the exchange said.
+        receive: whose body is read; only the client's leaving is awaited from it.
+        send: takes the answer's messages.
+        extra: headers besides the answer's own.
+    """
+    try:
+        async with anyio.create_task_group() as tasks:
+            answer.start(action, tasks.cancel_scope.cancel)
+            if not answer.done:
+                tasks.start_soon(_await_leaving, answer, receive)
+            with suppress(OSError):  # the client has left: ASGI 2.4 lets a server say so
+                await _send_all(answer, send, extra)
+            tasks.cancel_scope.cancel()
+    finally:
+        answer.leave()
+
+
+async def _await_leaving(answer: Answer, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answer.leave()
+
+
+async def _send_all(answer: Answer, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
+    data = await answer.take()
+    if answer.cut or answer.head is None:
+        return
+    await send(_start(answer.head, extra))
+    while data and not answer.done:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        data = await answer.take()
+    if not answer.cut:
+        await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+async def _send_reply(reply: Reply, framing: BareFraming, scope: Scope, send: Send) -> None:
+    data = framing.reply(reply)
+    if framing.head is None:
+        return
+    # Over HTTP/2 and 3 a connection is not one request's to close, and the header is forbidden (RFC 9113, 8.2.2).
+    close = reply.close and _is_http1(scope)
+    await send(_start(framing.head, ((b"connection", b"close"),) if close else ()))
+    await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _start(head: ResponseHead, extra: Iterable[tuple[bytes, bytes]]) -> Message:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers]
+    return {"type": "http.response.start", "status": head.status, "headers": [*headers, *extra]}
+
+
+class _Body:
+    """A request's body as it comes.
+
+    Attributes:
+        whole: its last piece has been received.
+    """
+
+    __slots__ = ("_first", "_receive", "whole")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._first: Message | None = None
+        self.whole = False
+
+    async def begins(self) -> bool:
+        """Say whether there is a body at all, which in HTTP/2 nothing but its first message may tell."""
+        self._first = first = await self._receive()
+        return bool(first.get("body") or first.get("more_body"))
+
+    async def read(self) -> bytes | None:
+        """Give the next piece; None where the client has left."""
+        message, self._first = self._first or await self._receive(), None
+        if message["type"] == "http.disconnect":
+            return None
+        self.whole = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+
+def head_of(scope: Scope) -> RequestHead:
+    """Read a scope's head: its path is what is left of it below the place where the application is mounted."""
+    headers: tuple[tuple[bytes, bytes], ...] = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
+    length = _content_length(headers)
+    chunked = any(name == b"transfer-encoding" for name, _ in headers)
+    return RequestHead(
+        method=scope["method"],
+        path=_path_of(scope),
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=headers,
+        has_body=chunked or bool(length),
+        content_length=length,
+    )
+
+
+def _content_length(headers: tuple[tuple[bytes, bytes], ...]) -> int | None:
+    found = [value for name, value in headers if name == b"content-length" and value.isdigit()]
+    return int(found[0]) if found else None
+
+
+def _path_of(scope: Scope) -> str:
+    # Not `raw_path`: frameworks that mount change `path` and `root_path`, and leave it as it was.
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(f"{root}/")):
+        path = path[len(root) :]
+    path = path or "/"
+    return path if path.isascii() and path.isprintable() and "%" not in path else quote(path, safe=_PATH_SAFE)
+
+
+def _may_have_unannounced_body(scope: Scope, head: RequestHead) -> bool:
+    return head.content_length is None and not _is_http1(scope)
+
+
+def _is_http1(scope: Scope) -> bool:
+    version: str = scope.get("http_version", "1.1")
+    return version.startswith("1")
+
+
+class _Nobody:
+    """The carrier of an answer that has no line."""
+
+    def write(self, data: bytes) -> None:
+        """There is nothing to write."""
+
+    def settle(self, now: int) -> None:
+        """There is nothing to settle."""
+
+
+_NOBODY: Final = _Nobody()
