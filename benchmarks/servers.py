@@ -87,11 +87,13 @@ def _granian(mode: str) -> Callable[[Site, int], list[str]]:
     return lambda site, port: [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
 
 
-def _uvicorn(site: Site, port: int) -> list[str]:
+def _uvicorn(application: str) -> Callable[[Site, int], list[str]]:
     flags = "--loop uvloop --http httptools --ws none --lifespan off --backlog 4096 --timeout-graceful-shutdown 1"
-    run = f"-m uvicorn {flags} --no-access-log --log-level warning bare_asgi:app"
-    return [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
+    run = f"-m uvicorn {flags} --no-access-log --log-level warning {application}"
+    return lambda site, port: [site.peers_python, *run.split(), "--host", "127.0.0.1", "--port", str(port)]
 
+
+_UVICORN = ("uvicorn", "uvloop", "httptools")
 
 SERVERS: dict[str, Server] = {
     BASELINE: Server(_c_loop),
@@ -99,7 +101,11 @@ SERVERS: dict[str, Server] = {
     "tokenwire-uvloop": Server(_tokenwire("uvloop"), ("tokenwire.adapters.cli", "uvloop")),
     "tokenwire-trio": Server(_tokenwire("trio"), ("tokenwire.adapters.cli", "trio")),
     "granian": Server(_granian("st"), ("granian", "uvloop"), peer=True),
-    "uvicorn": Server(_uvicorn, ("uvicorn", "uvloop", "httptools"), peer=True),
+    "uvicorn": Server(_uvicorn("bare_asgi:app"), _UVICORN, peer=True),
+    "tokenwire-asgi": Server(_uvicorn("tokenwire_asgi:app"), (*_UVICORN, "tokenwire.adapters.asgi"), peer=True),
+    "fastapi-streaming": Server(_uvicorn("frameworks:streaming"), (*_UVICORN, "fastapi"), peer=True),
+    "fastapi-native": Server(_uvicorn("frameworks:native"), (*_UVICORN, "fastapi"), peer=True),
+    "sse-starlette": Server(_uvicorn("frameworks:sse"), (*_UVICORN, "fastapi", "sse_starlette"), peer=True),
 }
 TARGETS = ("tokenwire-asyncio", "tokenwire-uvloop", "tokenwire-trio")
 

@@ -494,7 +494,7 @@ def _body_messages(asked: Asked) -> list[Message]:
     if ("transfer-encoding", "chunked") in asked.headers:
         server = h11.Connection(h11.SERVER)
         server.receive_data(request_bytes(asked))
-        events = iter(server.next_event, h11.PAUSED)
+        events = iter(server.next_event, h11.NEED_DATA)
         pieces = [bytes(event.data) for event in events if isinstance(event, h11.Data)]
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages[-1]["more_body"] = False

@@ -324,6 +324,7 @@ def _held_at_first_write(row: Row, streams: int) -> int:
 
 def blocks_held(row: Row) -> int:
     """Count the blocks that a token holds when its step is encoded and not yet written: the peak within a step."""
+    _held_at_first_write(row, _MANY)  # what is made once is made by now
     return _share(_held_at_first_write(row, _MANY) - _held_at_first_write(row, _FEW))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -296,7 +296,7 @@ class Serving:
         self._clients: list[Client] = []
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Serving:
+    async def __aenter__(self) -> Self:
         self._tasks_before = {task.id for task in anyio.get_running_tasks()}
         self._group = await self._stack.enter_async_context(anyio.create_task_group())
         self.readiness = WatchedReadiness(self._make_readiness(self._group), self.clock)

@@ -103,9 +103,10 @@ async def test_the_second_stop_ends_streams_with_an_error(start: Start) -> None:
     push = Push()
     async with start(push, ServerOptions(service=ServiceOptions(max_running=3, max_waiting=1))) as serving:
         streams, silent, whole, waits = (serving.connect() for _ in range(4))
-        for number, (client, asked) in enumerate(((streams, CHAT), (silent, CHAT), (whole, WHOLE))):
+        for count, (client, asked) in enumerate(((streams, CHAT), (silent, CHAT), (whole, WHOLE)), 1):
             client.ask(asked)
-            await until(lambda count=number: len(push.jobs) > count)
+            while len(push.jobs) < count:
+                await turns(1)
         waits.ask()
         await until(lambda: serving.streams == 4)
         push.say(push.jobs[0], "one")

@@ -143,7 +143,9 @@ async def test_silence_is_broken_by_a_heartbeat(start: Start) -> None:
 
 
 async def test_an_idle_connection_is_closed_cleanly(start: Start) -> None:
-    async with start(GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(idle_ns=75 * SECOND))) as serving:
+    async with start(
+        GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(idle_ns=75 * SECOND))
+    ) as serving:
         client = serving.connect()
         client.ask(HEALTH)
         await client.answer()
@@ -179,7 +181,9 @@ async def test_a_head_that_does_not_end_is_refused(start: Start, sent: bytes) ->
 
 
 async def test_a_body_that_does_not_end_is_refused(start: Start) -> None:
-    async with start(GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(body_ns=60 * SECOND))) as serving:
+    async with start(
+        GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(body_ns=60 * SECOND))
+    ) as serving:
         client = serving.connect()
         client.send(request_bytes(WHOLE)[:-1], "POST")
         await turns()
@@ -204,7 +208,9 @@ async def test_close_waits_for_the_peers_own_end(start: Start) -> None:
 
 
 async def test_a_peer_that_does_not_end_is_dropped(start: Start) -> None:
-    async with start(GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(linger_ns=2 * SECOND))) as serving:
+    async with start(
+        GeneratorBackend(hello), ServerOptions(connection=ConnectionOptions(linger_ns=2 * SECOND))
+    ) as serving:
         client = serving.connect()
         client.ask(Asked("GET", "/healthz", (("connection", "close"),)))
         await client.until_end()

@@ -396,15 +396,15 @@ def test_a_stalled_reader_is_aborted() -> None:
 
 
 def test_a_reader_that_overflows_its_budget_is_aborted() -> None:
-    wired = Wired(ServiceOptions(delivery=DeliveryOptions(budget_bytes=10)))
+    wired = Wired(ServiceOptions(delivery=DeliveryOptions(budget_bytes=500)))
     wired.peer.receive(chat())
     wired.peer.room = 500
     wired.say("a")
     wired.peer.room = 0
     wired.say("b")
-    wired.say("c" * 10)
+    wired.say("c" * 300)
     assert wired.phase() is Phase.ANSWERING
-    wired.say("c")
+    wired.say("c" * 300)
     assert wired.phase() is Phase.CLOSED
     assert wired.ends == [(200, "slow_reader")]
     (answer,) = wired.answers()
@@ -588,7 +588,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @initialize(room=st.none() | st.integers(0, 400), waiting=st.integers(0, 1))
     def begin(self, room: int | None, waiting: int) -> None:
-        delivery = DeliveryOptions(heartbeat_ns=5 * SECOND, stall_ns=15 * SECOND, budget_bytes=100)
+        delivery = DeliveryOptions(heartbeat_ns=5 * SECOND, stall_ns=15 * SECOND, budget_bytes=200)
         self.wired = Wired(ServiceOptions(max_running=1, max_waiting=waiting, max_body_bytes=50_000, delivery=delivery))
         self.wired.peer.room = room
         self.other = self.wired.house.connect()

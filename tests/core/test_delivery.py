@@ -40,7 +40,8 @@ USAGE = UsageReport(3, 2)
 ERROR = StreamError(ErrorKind.OVERLOADED, "Too much.", "engine_full", status=503)
 END: list[Event] = [ChoiceEnd(), USAGE, StreamEnd()]
 REQUEST = GenerationRequest(model="tiny-1", messages=(Message("user", (TextPart("hi"),)),), include_usage=True)
-OPTIONS = DeliveryOptions(heartbeat_ns=100, stall_ns=1000, budget_bytes=20)
+BUDGET = 500
+OPTIONS = DeliveryOptions(heartbeat_ns=100, stall_ns=1000, budget_bytes=BUDGET)
 BEAT = b": ka\n"
 DIALECTS: list[Dialect] = [Plain(), OpenAIChat()]
 BEGUN = 1_000
@@ -271,9 +272,9 @@ def test_a_reader_over_its_budget_is_given_up(dialect: Dialect) -> None:
     delivery = new(dialect)
     delivery.deliver([START, TextDelta("a")], BEGUN)
     delivery.set_blocked(True, BEGUN)
-    delivery.deliver([TextDelta("é" * 10)], BEGUN)
+    delivery.deliver([TextDelta("é" * (BUDGET // 3))], BEGUN)
     assert not given_up(delivery)
-    assert delivery.deliver([TextDelta("b")], BEGUN) == b""
+    assert delivery.deliver([TextDelta("b" * (BUDGET // 2))], BEGUN) == b""
     assert given_up(delivery)
     assert delivery.failed
     assert not delivery.ended

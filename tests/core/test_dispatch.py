@@ -263,7 +263,7 @@ def test_streams_that_have_ended_are_passed_over() -> None:
 
 @pytest.mark.parametrize("stalled", [0, 1, 2])
 def test_a_slow_reader_that_is_given_up_delays_nobody(stalled: int) -> None:
-    busy = Busy(3, ServiceOptions(delivery=DeliveryOptions(budget_bytes=50)))
+    busy = Busy(3, ServiceOptions(delivery=DeliveryOptions(budget_bytes=100)))
     busy.clients[stalled].peer.room = 0
     for _ in range(20):
         busy.deliver("x" * 10)
@@ -353,7 +353,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     @initialize(running=st.integers(1, 3), waiting=st.integers(0, 2))
     def begin(self, running: int, waiting: int) -> None:
-        delivery = DeliveryOptions(heartbeat_ns=3 * SECOND, stall_ns=9 * SECOND, budget_bytes=60)
+        delivery = DeliveryOptions(heartbeat_ns=3 * SECOND, stall_ns=9 * SECOND, budget_bytes=200)
         options = ServiceOptions(max_running=running, max_waiting=waiting, delivery=delivery)
         self.house = Carriage("http").house(options=options)
         self.house.source.script = None

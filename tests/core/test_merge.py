@@ -101,15 +101,30 @@ def test_what_is_sealed_stays_as_it_is(events: list[Event], data: st.DataObject)
     assert [event for event, _ in buffer.drain()] == merge_run(events[:at]) + merge_run(events[at:])
 
 
-@given(st.lists(st.text(max_size=4)))
-def test_pending_bytes_are_those_of_the_text(texts: list[str]) -> None:
-    buffer = MergeBuffer()
-    for text in texts:
-        buffer.add(TextDelta(text))
-    assert buffer.pending_bytes == len("".join(texts).encode("utf-8", "surrogatepass"))
-    assert bool(buffer) is bool(texts)
+def pending(*events: Event, ordered: bool = False) -> int:
+    buffer = MergeBuffer(ordered=ordered)
+    for event in events:
+        buffer.add(event)
+    bytes_before = buffer.pending_bytes
     buffer.drain()
     assert buffer.pending_bytes == 0
+    return bytes_before
+
+
+@given(st.lists(st.text(max_size=4), min_size=1))
+def test_text_that_merges_weighs_its_bytes(texts: list[str]) -> None:
+    whole = len("".join(texts).encode("utf-8", "surrogatepass"))
+    assert pending(*map(TextDelta, texts)) == pending(TextDelta("")) + whole
+
+
+def test_everything_that_waits_has_a_weight() -> None:
+    alone = pending(TextDelta(""))
+    assert alone > 0
+    assert pending() == 0
+    assert pending(TextDelta(""), TextDelta("", 1)) == 2 * alone
+    assert pending(*[ProviderData("k", "v" * 1000)] * 3) >= 3000
+    assert pending(TextDelta("", 0, 1, (TokenLogprob("a", -1.0),))) > alone
+    assert pending(TextDelta(""), TextDelta("", 1), TextDelta(""), ordered=True) == 3 * alone
 
 
 def logprob(token: str) -> TokenLogprob:

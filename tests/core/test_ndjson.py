@@ -143,6 +143,15 @@ def test_unterminated_line_is_given_up_at_the_limit() -> None:
     assert decoder._lines.held == 0
 
 
+def test_values_of_one_call_are_bounded() -> None:
+    decoder = ndjson.Decoder(object, max_items_per_call=3)
+    assert decoder.receive_data(b"1\n2\n3\n") == [1, 2, 3]
+    assert decoder.receive_data(b"1\n2\n3\n4\n") == [1, 2, 3]
+    with pytest.raises(LimitExceeded) as raised:
+        decoder.receive_data(b"5\n")
+    assert (raised.value.limit, raised.value.maximum) == ("max_items_per_call", 3)
+
+
 def test_eof_is_idempotent_and_closes() -> None:
     decoder = ndjson.Decoder(Line)
     decoder.receive_data(b'{"text":"a"}')

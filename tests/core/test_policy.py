@@ -316,7 +316,7 @@ def test_a_streamed_answer(carrier: Carriage) -> None:
     assert text_of(answer) == "Hello"
     record = check_record(answer, 200, "finished", method="POST", path=PLAIN, dialect="plain", model="tiny-1", tokens=2)
     assert record.stream_id == "tw0001"
-    assert record.sent_bytes > len(answer.body)
+    assert record.sent_bytes >= len(answer.body)
     assert record.error is None
     check_serves(house)
 
@@ -628,7 +628,7 @@ def test_draining(carrier: Carriage, path: str) -> None:
     house.say(house.source.jobs[0], " two", StreamEnd())
     assert text_of(running.answer()) == "one two"
     assert running.answer().whole
-    assert running.closed
+    assert running.closed is carrier.closes_late
 
 
 def test_draining_shows_in_readyz_only(carrier: Carriage) -> None:
@@ -716,7 +716,7 @@ def test_an_error_after_the_first_token_is_an_event(
     answer = house.ask(asked)
     assert answer.status == 200
     assert answer.whole
-    assert answer.closed
+    assert answer.closed is carrier.closes_late
     events = data_of(answer)
     if asked.target == PLAIN:
         assert events[-1] == "[DONE]"
@@ -747,7 +747,7 @@ def test_a_backend_that_breaks_the_grammar(carrier: Carriage, asked: Asked, begu
     house.source.script = lambda _: [*before, [ChoiceEnd(3, FinishReason.STOP)], ["more"]]
     answer = house.ask(asked)
     if begun:
-        assert answer.closed
+        assert answer.closed is carrier.closes_late
         assert b'"error"' in answer.body
     else:
         check_error(answer, 500, asked.target)

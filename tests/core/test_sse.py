@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -304,6 +305,42 @@ def test_unterminated_line_is_given_up_at_the_limit() -> None:
         decoder.receive_data(b"x")
     assert (raised.value.limit, raised.value.maximum) == ("max_line_bytes", 1000)
     assert decoder._lines.held == 0
+
+
+def test_retry_beyond_all_reason_is_ignored() -> None:
+    digits = b"retry: 9\nretry: 1000000000000000\nretry: " + b"9" * 100_000 + b"\n"
+    assert decode([digits]).retry_ms == 9
+
+
+def test_events_of_one_call_are_bounded() -> None:
+    """One read may give so many and no more; what it gives comes first, as before every fault."""
+    for shape in (b"data\n\n", b"data: a\n\n", b"data\r\r"):
+        for before in (b"", b"\n"):
+            decoder = sse.Decoder(max_items_per_call=3)
+            decoder.receive_data(before)
+            assert len(decoder.receive_data(shape * 3)) == 3
+            assert len(decoder.receive_data(shape * 4)) == 3
+            with pytest.raises(LimitExceeded) as raised:
+                decoder.receive_data(shape)
+            assert (raised.value.limit, raised.value.maximum) == ("max_items_per_call", 3)
+
+
+def test_256_mib_without_a_line_end_cost_no_more_than_the_limit() -> None:
+    decoder = sse.Decoder(max_line_bytes=1 << 20)
+    piece = b"x" * (1 << 16)
+    refused = 0
+    tracemalloc.start()
+    try:
+        for _ in range((256 << 20) // len(piece)):
+            try:
+                decoder.receive_data(piece)
+            except (LimitExceeded, LocalProtocolError):
+                refused += 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused == 4096 - 16
+    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("splitter", [lines.LfSplitter, lines.AnyEndSplitter])

@@ -86,10 +86,10 @@ def test_the_start_comes_by_itself(item: Item, event: Event) -> None:
     assert stream.terminal is None
 
 
-def test_a_start_of_the_backend_keeps_the_number_of_choices() -> None:
+def test_a_start_of_the_backend_keeps_our_id_and_number_of_choices() -> None:
     stream = new(choices=2)
     theirs = StreamStart("x", "other", 9, "bot", choices=7)
-    ours = StreamStart("x", "other", 9, "bot", choices=2)
+    ours = StreamStart("s", "other", 9, "bot", choices=2)
     assert say(stream, theirs) == [ours]
     assert stream.start == ours
     with pytest.raises(GrammarError):
@@ -337,3 +337,28 @@ def test_the_fast_path_copies_nothing() -> None:
     items = [TextDelta("b")]
     assert stream.accept(items) is items
     assert not any(isinstance(event, TERMINALS) for event in items)
+
+
+@pytest.mark.parametrize("kind", [ReasoningDelta, RefusalDelta])
+def test_surrogate_pairs_are_joined_in_every_kind_of_text(kind: type[ReasoningDelta | RefusalDelta]) -> None:
+    heard = _run_all([kind("a\ud83d"), kind("\ude00b"), kind("\udc00"), kind("c\ud83d"), StreamEnd()])
+    assert "".join(event.text for event in heard if isinstance(event, kind)) == "a\U0001f600b\ufffdc\ufffd"
+
+
+def test_surrogate_pairs_are_joined_in_the_arguments_of_their_own_call() -> None:
+    calls: list[Item] = [ToolCallStart(0, "a", "f"), ToolCallStart(1, "b", "g")]
+    halves: list[Item] = [ToolCallDelta(0, "\ud83d"), ToolCallDelta(1, "\ude00"), ToolCallDelta(0, "\ude00"), StreamEnd()]
+    heard = [event for event in _run_all(calls + halves) if isinstance(event, ToolCallDelta)]
+    assert "".join(event.arguments for event in heard if event.call_index == 0) == "\U0001f600"
+    assert "".join(event.arguments for event in heard if event.call_index == 1) == "\ufffd"
+
+
+def test_what_is_no_item_breaks_the_grammar() -> None:
+    stream = Stream(StreamStart("s", "m", 0))
+    with pytest.raises(GrammarError, match="NoneType"):
+        stream.accept([None])  # type: ignore[list-item]  # what an untyped backend may do
+
+
+def _run_all(items: list[Item]) -> list[Event]:
+    stream = Stream(StreamStart("s", "m", 0))
+    return [event for item in items for event in stream.accept([item])]

@@ -111,6 +111,37 @@ def test_only_a_high_surrogate_at_the_end_is_held() -> None:
     assert assembler.flush() == ""
 
 
+@pytest.mark.parametrize(
+    ("pieces", "invalid", "truncated"),
+    [
+        (["é😀".encode()], False, False),
+        ([b"\xf0\x9f", b"\x98\x80"], False, False),
+        ([b"a\xf0\x9f\x98"], False, True),
+        ([b"a\xff"], True, False),
+        ([b"\xff\xe2\x82"], True, True),
+        ([b"\xe2\x82", b"A"], True, False),
+        (["\ud83d", "\ude00"], False, False),
+        (["a\ufffd"], False, False),
+        (["\ud83d\ude00\ufffd"], False, False),
+        (["\ud83d"], False, True),
+        (["\ud83d", "a"], True, False),
+        (["\ude00"], True, False),
+        ([b"\xe2\x82", "a"], True, False),
+        (["\ud83d", b"a"], True, False),
+    ],
+)
+def test_invalid_is_told_from_truncated(pieces: list[bytes | str], invalid: bool, truncated: bool) -> None:
+    assembler = Utf8Assembler()
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            assembler.receive_data(piece)
+        else:
+            assembler.repair(piece)
+    assert (assembler.invalid, assembler.holds) == (invalid, truncated)
+    assert assembler.flush() == ("\ufffd" if truncated else "")
+    assert assembler.invalid == invalid
+
+
 @given(st.lists(TRICKY_BYTES | SURROGATES, max_size=6))
 def test_bytes_and_text_may_alternate(pieces: list[bytes | str]) -> None:
     """A character does not go across such a border, and everything keeps its order."""

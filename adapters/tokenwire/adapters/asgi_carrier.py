@@ -28,7 +28,19 @@ from tokenwire.core.service import Exchange, Service
 
 from .runtime import Waiter
 
-__all__ = ["Answer", "BareFraming", "Hall", "Message", "Receive", "Scope", "Send", "answer", "serve"]
+__all__ = [
+    "Answer",
+    "BareFraming",
+    "Hall",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "answer",
+    "head_of",
+    "send_reply",
+    "serve",
+]
 
 # ASGI's own shapes: every message is a dict of values that depend on its type.
 Message = MutableMapping[str, Any]
@@ -163,6 +175,7 @@ class Answer:
         now = self._hall.now()
         self._on_cut = on_cut
         self._alarm.answer = self
+        self._out = self._delivery.begin(now)
         self._hall.dispatcher.perform((action,), self, now)
         self._schedule(now)
 
@@ -205,6 +218,36 @@ class Answer:
         data, self._out = self._out, b""
         self._away = True
         return data
+
+    async def send_all(self, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take everything and send it, each message with all that was ready.
+
+        Args:
+            send: takes ASGI's messages.
+            extra: headers besides the answer's own.
+        """
+        data = await self.take()
+        if self.cut or self.head is None:
+            return
+        await send(_start(self.head, extra))
+        new_waiter = self._hall.new_waiter
+        try:
+            while data and not self.done:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                # From here on it is `take`, in place: a coroutine less for each token.
+                self._away = False
+                if self._blocked:
+                    self._unblock()
+                if not self._out and not self.done:
+                    self._waiter = waiter = new_waiter()
+                    await waiter
+                data = self._out
+                self._out = b""
+                self._away = True
+        finally:
+            self._waiter = None
+        if not self.cut:
+            await send({"type": "http.response.body", "body": data, "more_body": False})
 
     def leave(self, by: str = "client") -> None:
         """The reader has gone: stop the backend. Idempotent; nothing where the answer has ended."""
@@ -286,14 +329,14 @@ async def serve(hall: Hall, scope: Scope, receive: Receive, send: Send) -> None:
         end = "answered" if exchange.status < 400 else "refused"
         record = Record(method=head.method, path=head.path, status=exchange.status, end=end, error=exchange.error)
         hall.dispatcher.perform((record,), _NOBODY, now)
-        await _send_reply(exchange, framing, scope, send)
+        await send_reply(exchange, framing, send, _closing(exchange, scope))
         return
     action = await _take_body(hall, exchange, body, framing)
     if isinstance(action, Reply):
         status, error = action.status, action.error
         record = exchange.record(status=status, end="refused", now=hall.now(), error=error)
         hall.dispatcher.perform((record,), _NOBODY, now)
-        await _send_reply(action, framing, scope, send)
+        await send_reply(action, framing, send, _closing(action, scope))
     elif action is not None:
         await answer(Answer(hall, exchange, framing), action, receive, send)
 
@@ -331,7 +374,7 @@ async def answer(
             if not answer.done:
                 tasks.start_soon(_await_leaving, answer, receive)
             with suppress(OSError):  # the client has left: ASGI 2.4 lets a server say so
-                await _send_all(answer, send, extra)
+                await answer.send_all(send, extra)
             tasks.cancel_scope.cancel()
     finally:
         answer.leave()
@@ -343,26 +386,17 @@ async def _await_leaving(answer: Answer, receive: Receive) -> None:
     answer.leave()
 
 
-async def _send_all(answer: Answer, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
-    data = await answer.take()
-    if answer.cut or answer.head is None:
-        return
-    await send(_start(answer.head, extra))
-    while data and not answer.done:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        data = await answer.take()
-    if not answer.cut:
+async def send_reply(reply: Reply, framing: BareFraming, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send a whole answer, with headers besides its own."""
+    data = framing.reply(reply)
+    if framing.head is not None:
+        await send(_start(framing.head, extra))
         await send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-async def _send_reply(reply: Reply, framing: BareFraming, scope: Scope, send: Send) -> None:
-    data = framing.reply(reply)
-    if framing.head is None:
-        return
+def _closing(reply: Reply, scope: Scope) -> Iterable[tuple[bytes, bytes]]:
     # Over HTTP/2 and 3 a connection is not one request's to close, and the header is forbidden (RFC 9113, 8.2.2).
-    close = reply.close and _is_http1(scope)
-    await send(_start(framing.head, ((b"connection", b"close"),) if close else ()))
-    await send({"type": "http.response.body", "body": data, "more_body": False})
+    return ((b"connection", b"close"),) if reply.close and _is_http1(scope) else ()
 
 
 def _start(head: ResponseHead, extra: Iterable[tuple[bytes, bytes]]) -> Message:

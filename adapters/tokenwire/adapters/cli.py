@@ -1,8 +1,9 @@
-"""The command line: `tokenwire serve`."""
+"""The command line: `tokenwire serve` and `tokenwire bench codec`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 import resource
@@ -10,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from tokenwire.backends.base import Backend
@@ -24,7 +26,7 @@ from .server import LOOPS, ServerOptions, bind, run
 __all__ = ["duration_ns", "main"]
 
 _UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m)")
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|m)", re.ASCII)
 _LOOPBACK_ADDRESSES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _OPEN_FILES: Final = 65_536
@@ -76,6 +78,24 @@ def _jitter(text: str) -> float:
     return value
 
 
+def _heartbeat(text: str) -> int:
+    value = duration_ns(text)
+    if not value:
+        raise argparse.ArgumentTypeError("a heartbeat after no silence would never pause")
+    return value
+
+
+def _whole_number(least: int, most: int = 1_000_000) -> Callable[[str], int]:
+    """Make a reader of whole numbers within bounds."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tokenwire", description="The streaming layer of an LLM server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -89,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add = serve.add_argument
     add("--backend", default="mock", help="mock, or module:attribute of any Python generator function")
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8000, help="port to listen on; 0 for any")
+    add("--port", type=_whole_number(0, 65_535), default=8000, help="port to listen on; 0 for any")
     add("--loop", choices=sorted(LOOPS), default="asyncio", help="event loop")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a further name to answer to")
     add(
@@ -99,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ORIGIN",
         help="an origin whose pages may call, * for any",
     )
-    add("--max-streams", type=int, default=1024, help="streams that run at once")
-    add("--max-queue", type=int, default=256, help="streams that wait; more are refused with 429")
-    add("--max-connections", type=int, default=4096, help="connections at once")
-    add("--heartbeat", type=duration_ns, default="15s", help="silence after which a heartbeat is sent")
+    add("--max-streams", type=_whole_number(1), default=1024, help="streams that run at once")
+    add("--max-queue", type=_whole_number(0), default=256, help="streams that wait; more are refused with 429")
+    add("--max-connections", type=_whole_number(1), default=4096, help="connections at once")
+    add("--heartbeat", type=_heartbeat, default="15s", help="silence after which a heartbeat is sent")
     add("--drain", type=duration_ns, default="30s", help="how long running streams may go on after the first signal")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what to log")
     mock = serve.add_argument_group("the mock backend")
@@ -110,7 +130,34 @@ def _parser() -> argparse.ArgumentParser:
     mock.add_argument("--mock-itl", type=duration_ns, default="20ms", help="time between tokens")
     mock.add_argument("--mock-jitter", type=_jitter, default=0.0, help="share by which each gap varies, 0 to 1")
     mock.add_argument("--mock-seed", type=int, default=0, help="makes texts and gaps repeatable")
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: SLF001  # its one name
+    bench = commands.add_parser("bench", help="measure on this machine").add_subparsers(required=True, metavar="WHAT")
+    about = "what framing a token costs here, beside the peers that are installed"
+    codec = bench.add_parser("codec", help=about, description=f"Measure {about}.")
+    codec.set_defaults(command=_bench_codec)
+    codec.add_argument("--rounds", type=int, default=31, help="how often each contender runs (31)")
+    for form in ("json", "html", "svg"):
+        codec.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"also write the result as {form.upper()}")
+
+
+def _bench_codec(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("rich") is None:
+        raise ImportError("the table needs rich: pip install 'tokenwire[cli]'")
+    from . import bench_codec
+
+    report = bench_codec.measure(max(options.rounds, 1), progress=lambda title: print(title, file=sys.stderr))
+    bench_codec.print_table(report)
+    if options.json:
+        options.json.write_bytes(bench_codec.to_json(report))
+    if options.html:
+        options.html.write_text(bench_codec.to_html(report), encoding="utf-8")
+    if options.svg:
+        options.svg.write_text(bench_codec.to_svg(report), encoding="utf-8")
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:

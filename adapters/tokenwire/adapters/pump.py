@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from tokenwire.core.actions import Abort, Action, Close
+from tokenwire.core.actions import Abort, Action, Close, Resume
 from tokenwire.core.connection import Connection, ConnectionOptions
 from tokenwire.core.contracts import Principal
 from tokenwire.core.dispatch import Dispatcher
@@ -204,6 +204,8 @@ class Peer:
         data = b"".join(self._connection.data_to_send())
         if data:
             self.write(data)
+            if self._out is not None:  # this write has blocked and told the source: an older Resume must not come after
+                actions = [action for action in actions if not isinstance(action, Resume)]
         self._pump.dispatcher.perform(actions, self, now)
         for action in actions:
             if isinstance(action, Close):

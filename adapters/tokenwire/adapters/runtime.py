@@ -99,9 +99,16 @@ class LoopRuntime:
 
     def __init__(self, loop: Tasks, timers: Timers, now: Callable[[], int]) -> None:
         self._loop = loop
+        self._timers = timers
         self.now = now
-        self.call_at = timers.call_at
-        self.wake_soon = loop.wake_soon
+
+    def wake_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop's next turn, from any thread; an exception is logged."""
+        self._loop.wake_soon(partial(_call, callback))
+
+    def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
+        """Call back at a deadline; an exception is logged."""
+        self._timers.call_at(deadline, partial(_call, callback))
 
     def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run an async function on the loop; an exception is logged."""
@@ -112,6 +119,13 @@ class LoopRuntime:
             await main()
         except Exception:  # noqa: BLE001  # logged with its traceback; one task must not end the server
             _log.exception("a backend's task failed")
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:  # noqa: BLE001  # as above; what a callback raises would end trio's loop, and only be logged by asyncio's
+        _log.exception("a backend's callback failed")
 
 
 class WorldFacts:

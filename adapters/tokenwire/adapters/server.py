@@ -5,6 +5,8 @@ anyio serves what is neither per token nor per loop: the task group and the sign
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import logging
 import signal
@@ -32,6 +34,7 @@ _log = logging.getLogger("tokenwire.server")
 
 _SECOND: Final = 1_000_000_000
 _BACKLOG: Final = 1024
+_NO_SUCH_ADDRESS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 class ServerOptions(Struct, frozen=True, kw_only=True):
@@ -177,14 +180,15 @@ async def _main(
 ) -> None:
     async with anyio.create_task_group() as tasks:
         server = Server(backend, readiness(tasks), options)
-        tasks.start_soon(_obey_signals, server)
+        await tasks.start(_obey_signals, server)
         started()
         await server.serve(listeners)
         tasks.cancel_scope.cancel()
 
 
-async def _obey_signals(server: Server) -> None:
+async def _obey_signals(server: Server, *, task_status: anyio.abc.TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             server.stop()
 
@@ -200,23 +204,42 @@ def bind(host: str, port: int) -> list[socket.socket]:
         Non-blocking listening sockets, at least one.
 
     Raises:
-        OSError: the name is unknown, or the port is taken.
+        OSError: the name is unknown, or the port is taken. An address that this machine does not have, such as the IPv6
+            one of localhost where there is no IPv6, is passed over if there is another.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise OSError(f"cannot listen on {host!r}: there is no such host") from error
     listeners: list[socket.socket] = []
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        chosen = listeners[0].getsockname()[1] if listeners and not port else port
-        sock = socket.socket(family, kind, protocol)
-        listeners.append(sock)
+    missing: OSError | None = None
+    with contextlib.ExitStack() as opened:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            chosen = listeners[0].getsockname()[1] if listeners and not port else port
+            try:
+                listeners.append(_listen(family, (address[0], chosen, *address[2:])))
+            except OSError as error:
+                missing = OSError(error.errno, f"cannot listen on {host} port {chosen}: {error.strerror}")
+                if error.errno not in _NO_SUCH_ADDRESS:
+                    raise missing from error
+            else:
+                opened.callback(listeners[-1].close)
+        if missing is not None and not listeners:
+            raise missing
+        opened.pop_all()
+    return listeners
+
+
+def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind((address[0], chosen, *address[2:]))
-            sock.listen(_BACKLOG)
-        except OSError:
-            for opened in listeners:
-                opened.close()
-            raise
+        sock.bind(address)
+        sock.listen(_BACKLOG)
         sock.setblocking(False)
-    return listeners
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -79,6 +79,7 @@ class TrioReadiness:
         self._start_soon = start_soon
         self._token = trio.lowlevel.current_trio_token()
         self._selector = selectors.DefaultSelector()
+        self._ended = False
         self._watches: dict[socket.socket, _Watch] = {}
         self._timer = trio.CancelScope()
         self._due: Callable[[], None] | None = None
@@ -138,8 +139,8 @@ class TrioReadiness:
     def _ask(self, sock: socket.socket, watch: _Watch, asked: int) -> None:
         """Tell the selector what a socket is watched for now, having been watched for `asked`."""
         events = watch.events
-        if self._selector.get_map() is None:
-            return  # closed at the server's end, before the last of the sockets
+        if self._ended:
+            return  # the selector is closed at the server's end, before the last of the sockets
         if events and asked:
             self._selector.modify(sock, events, watch)
         elif events:
@@ -148,7 +149,7 @@ class TrioReadiness:
             self._selector.unregister(sock)
 
     async def _keep_watch(self) -> None:
-        with self._selector:
+        try:
             while True:
                 await trio.lowlevel.wait_readable(self._selector.fileno())
                 for key, events in self._selector.select(0):
@@ -158,6 +159,9 @@ class TrioReadiness:
                         watch.reader()
                     if events & selectors.EVENT_WRITE and watch.writer is not None:
                         watch.writer()
+        finally:
+            self._ended = True
+            self._selector.close()
 
     async def _keep_time(self) -> None:
         while True:

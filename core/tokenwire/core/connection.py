@@ -306,9 +306,12 @@ class Connection:
             record = exchange.record(status=outcome.status, end="refused", now=now, error=outcome.error)
             return self._answer(outcome, record, now)
         self.phase = Phase.ANSWERING
+        line = outcome.stream
+        greeting = line.delivery.begin(now)
+        if greeting:
+            self._out.append(greeting)
         if not self._blocked:
             return [outcome]
-        line = outcome.stream
         line.delivery.set_blocked(True, now)
         return [outcome, Pause(line)]
 

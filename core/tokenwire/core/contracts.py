@@ -167,6 +167,10 @@ class Encoder(Protocol):
         """What may be sent between frames to show that the stream lives; b"" where the dialect has nothing."""
         ...
 
+    def greeting(self) -> bytes:
+        """What tells a client that would ask again by itself the stream's id, before the first event; b"" for nothing."""
+        ...
+
     def template(self, choice: int) -> Template | None:
         """The frame of a TextDelta without logprobs, as long as no other event comes; None while there is none."""
         ...

@@ -7,8 +7,9 @@ at the moment of a write; the first token alone), when a heartbeat is due, and w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct
 
@@ -53,7 +54,7 @@ class DeliveryOptions(Struct, frozen=True, kw_only=True):
     """Whether events that wait may be merged into fewer."""
 
 
-class Delivery(Protocol):
+class Delivery(ABC):
     """A stream's way to one reader, as dispatcher and connection see it.
 
     Attributes:
@@ -66,37 +67,6 @@ class Delivery(Protocol):
         error: the message of the failure, or None.
     """
 
-    ended: bool
-    failed: bool
-    overflowed: bool
-    status: int
-    first_ns: int | None
-    sent_bytes: int
-    error: str | None
-
-    def deliver(self, events: Sequence[Event], now: int) -> bytes:
-        """Take the stream's next events, return what is to be written now; b"" where all of it waits."""
-        ...
-
-    def set_blocked(self, blocked: bool, now: int) -> bytes:
-        """Learn that the transport takes no more, or takes again; return what has waited.
-
-        Told again that it is blocked, it takes that for a sign of life: some of the bytes were taken.
-        """
-        ...
-
-    def next_deadline(self) -> int | None:
-        """Say when `handle_deadline` is due. It may move later without notice."""
-        ...
-
-    def handle_deadline(self, now: int) -> bytes:
-        """Act on a deadline that has passed: a heartbeat, or giving the reader up; nothing where none has."""
-        ...
-
-
-class _Answer:
-    """What every delivery tells of itself."""
-
     __slots__ = ("ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status")
 
     def __init__(self) -> None:
@@ -105,7 +75,7 @@ class _Answer:
         self.overflowed = False
         self.status = 0
         self.first_ns: int | None = None
-        self.sent_bytes = 0
+        self.sent_bytes: int = 0
         self.error: str | None = None
 
     def _end(self, terminal: Terminal) -> None:
@@ -113,8 +83,34 @@ class _Answer:
         self.failed = isinstance(terminal, Failure)
         self.error = _words(terminal)
 
+    @abstractmethod
+    def begin(self, now: int) -> bytes:
+        """Return what is to be written before the backend starts: nothing, unless the client was promised a greeting.
 
-class StreamDelivery(_Answer):
+        The carrier calls it once, before it performs Start or Wait.
+        """
+
+    @abstractmethod
+    def deliver(self, events: Sequence[Event], now: int) -> bytes:
+        """Take the stream's next events, return what is to be written now; b"" where all of it waits."""
+
+    @abstractmethod
+    def set_blocked(self, blocked: bool, now: int) -> bytes:
+        """Learn that the transport takes no more, or takes again; return what has waited.
+
+        Told again that it is blocked, it takes that for a sign of life: some of the bytes were taken.
+        """
+
+    @abstractmethod
+    def next_deadline(self) -> int | None:
+        """Say when `handle_deadline` is due. It may move later without notice."""
+
+    @abstractmethod
+    def handle_deadline(self, now: int) -> bytes:
+        """Act on a deadline that has passed: a heartbeat, or giving the reader up; nothing where none has."""
+
+
+class StreamDelivery(Delivery):
     """The events as a stream in the reader's dialect.
 
     Args:
@@ -124,12 +120,15 @@ class StreamDelivery(_Answer):
         refuse: words a failure that comes while the head is held.
         options: how patient to be.
         now: when it begins, for the first heartbeat.
+        greets: do not hold the head but greet the client at once. For one that would ask again by itself if the
+            connection dropped before it has an event's id, and so run the prompt twice. Failures are events then.
     """
 
     __slots__ = (
         "_blocked_ns",
         "_encoder",
         "_framing",
+        "_greets",
         "_head",
         "_held",
         "_last_ns",
@@ -150,10 +149,13 @@ class StreamDelivery(_Answer):
         refuse: Callable[[Failure], Reply],
         options: DeliveryOptions,
         now: int,
+        *,
+        greets: bool = False,
     ) -> None:
         super().__init__()
         self._encoder = encoder
         self._framing = framing
+        self._greets = greets
         self._head = head
         self._refuse = refuse
         self._options = options
@@ -165,6 +167,15 @@ class StreamDelivery(_Answer):
         self._text: Folded | None = None
         self._number = 0
         self._last_ns = now
+
+    def begin(self, now: int) -> bytes:
+        """Greet the client where that was promised; then the head is not held."""
+        if not self._greets:
+            return b""
+        out: list[bytes] = []
+        self._open(out)
+        out.append(self._framing.frame(self._encoder.greeting()))
+        return self._sent(out, now)
 
     def deliver(self, events: Sequence[Event], now: int) -> bytes:
         """Take the stream's next events, return what is to be written now.
@@ -292,7 +303,7 @@ class StreamDelivery(_Answer):
         self._template = template
 
 
-class ResultDelivery(_Answer):
+class ResultDelivery(Delivery):
     """The events as one whole answer, written at the stream's end.
 
     Args:
@@ -319,6 +330,11 @@ class ResultDelivery(_Answer):
         self._encode = encode
         self._framing = framing
         self._refuse = refuse
+
+    def begin(self, now: int) -> bytes:
+        """Nothing: the answer has no beginning before its end."""
+        del now
+        return b""
 
     def deliver(self, events: Sequence[Event], now: int) -> bytes:
         """Fold the events in; return the whole answer once the terminal event is among them."""

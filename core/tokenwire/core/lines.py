@@ -12,10 +12,14 @@ from typing import Generic, TypeVar
 
 from .errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
 
-__all__ = ["DEFAULT_MAX_LINE_BYTES", "AnyEndSplitter", "LfSplitter", "LineDecoder"]
+__all__ = ["DEFAULT_MAX_ITEMS_PER_CALL", "DEFAULT_MAX_LINE_BYTES", "AnyEndSplitter", "LfSplitter", "LineDecoder"]
 
 # A line carries one JSON document. The largest in use hold a picture in base64: 16 MiB hold 12 MiB of picture.
 DEFAULT_MAX_LINE_BYTES = 16 * 1024 * 1024
+
+# An item in memory is some twenty times the six bytes that it may have on the wire. The largest reads of a socket in use,
+# 256 KiB, hold fewer than this many of the smallest events.
+DEFAULT_MAX_ITEMS_PER_CALL = 65_536
 
 _LF = 0x0A
 _CR = 0x0D
@@ -145,16 +149,18 @@ class LineDecoder(ABC, Generic[Item]):
     """What the decoders of lines have in common: from open to closed, items and errors in the order of the bytes.
 
     Cutting the input differently changes neither the items nor the error nor their order: when one read completes items
-    and then breaks a rule, the items are returned and the next call, whichever it is, raises the error.
+    and then breaks a rule, the items are returned and the next call, whichever it is, raises the error. The limit on the
+    items of one call is the exception: it is about the size of the caller's reads.
 
     An error closes the decoder: held bytes are dropped, `truncated` becomes True because what follows the fault is not
     read, `receive_data` raises LocalProtocolError from then on, and `receive_eof` returns nothing.
     """
 
-    __slots__ = ("_closed", "_fault", "_lines", "_truncated")
+    __slots__ = ("_closed", "_fault", "_lines", "_max_items", "_truncated")
 
-    def __init__(self, lines: LfSplitter) -> None:
+    def __init__(self, lines: LfSplitter, max_items_per_call: int) -> None:
         self._lines = lines
+        self._max_items = max_items_per_call
         self._closed = False
         self._fault: RemoteProtocolError | None = None
         self._truncated = False
@@ -217,6 +223,11 @@ class LineDecoder(ABC, Generic[Item]):
         self._closed = True
         self._truncated = truncated
         self._lines.take_rest()
+
+    def _add(self, item: Item, items: list[Item]) -> None:
+        if len(items) >= self._max_items:
+            raise LimitExceeded("max_items_per_call", self._max_items)
+        items.append(item)
 
     @abstractmethod
     def _take_lines(self, lines: list[bytes], items: list[Item]) -> None:

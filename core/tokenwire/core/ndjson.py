@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from .errors import MalformedData
-from .lines import DEFAULT_MAX_LINE_BYTES, LfSplitter, LineDecoder
+from .lines import DEFAULT_MAX_ITEMS_PER_CALL, DEFAULT_MAX_LINE_BYTES, LfSplitter, LineDecoder
 
 __all__ = ["Decoder", "encode"]
 
@@ -56,12 +56,19 @@ class Decoder(LineDecoder[T], Generic[T]):
     Args:
         type: the type of the values, as msgspec takes it.
         max_line_bytes: the longest line, without its LF.
+        max_items_per_call: the most values that one call may give.
     """
 
     __slots__ = ("_decoder", "_line_number")
 
-    def __init__(self, type: type[T], *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> None:
-        super().__init__(LfSplitter(max_line_bytes=max_line_bytes))
+    def __init__(
+        self,
+        type: type[T],
+        *,
+        max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+        max_items_per_call: int = DEFAULT_MAX_ITEMS_PER_CALL,
+    ) -> None:
+        super().__init__(LfSplitter(max_line_bytes=max_line_bytes), max_items_per_call)
         self._decoder = msgspec.json.Decoder(type)
         self._line_number = 0
 
@@ -69,7 +76,7 @@ class Decoder(LineDecoder[T], Generic[T]):
         for line in lines:
             self._line_number += 1
             if line.strip(_JSON_SPACE):
-                items.append(self._decode(line))
+                self._add(self._decode(line), items)
 
     def _take_rest(self) -> tuple[list[T], bool]:
         rest = self._lines.take_rest()

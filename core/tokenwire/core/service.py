@@ -299,6 +299,16 @@ class Service:
         """
         query = dict(parse_qsl(exchange.head.query, keep_blank_values=True))
         parsed = exchange.dialect.parse_request(body, query, self._honoured)
+        return self.begin_parsed(exchange, parsed, id_prefix, framing, now)
+
+    def begin_parsed(
+        self, exchange: Exchange, parsed: ParsedRequest, id_prefix: str, framing: Framing, now: int
+    ) -> Start | Wait:
+        """Make the stream of an exchange whose request somebody else has read.
+
+        Raises:
+            RequestRefused: the request cannot be served.
+        """
         card = self.model(parsed.request.model) if parsed.request.model else self._default_model
         request = replace(parsed.request, model=card.name)
         exchange.model = card.name
@@ -356,7 +366,9 @@ class Service:
             *self.common(head),
         )
         encoder = dialect.encoder(request, stream_id)
-        return StreamDelivery(encoder, framing, ResponseHead(200, headers), refuse, self.options.delivery, now)
+        about_stream = ResponseHead(200, headers)
+        greets = _asks_again(head)
+        return StreamDelivery(encoder, framing, about_stream, refuse, self.options.delivery, now, greets=greets)
 
 
 class _Route(Struct, frozen=True):
@@ -452,6 +464,11 @@ _ROUTES: Final[Mapping[str, Mapping[str, _Route]]] = {
 }
 _MODEL_PATH: Final = "/v1/models/"
 _MODEL_ROUTES: Final = _readable(_model, _CHAT)
+
+
+def _asks_again(head: RequestHead) -> bool:
+    """Whether the client is an EventSource, which connects again by itself: it alone asks for this type by GET."""
+    return head.method == "GET" and "text/event-stream" in (head.header(b"accept") or "")
 
 
 def _dialect_of(path: str) -> Dialect:

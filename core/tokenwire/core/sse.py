@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import msgspec
 
 from .errors import LimitExceeded, MalformedData
-from .lines import DEFAULT_MAX_LINE_BYTES, AnyEndSplitter, LineDecoder
+from .lines import DEFAULT_MAX_ITEMS_PER_CALL, DEFAULT_MAX_LINE_BYTES, AnyEndSplitter, LineDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ DEFAULT_MAX_EVENT_BYTES = DEFAULT_MAX_LINE_BYTES
 MAX_RETRY_MS: Final = 999_999_999_999_999
 
 _MAX_RETRY_DIGITS = len(str(MAX_RETRY_MS))
+_MIN_EVENT_BYTES = len(b"data\n\n")
 _BOM = b"\xef\xbb\xbf"
 _CR = 0x0D
 _LF = 0x0A
@@ -59,6 +60,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
     Args:
         max_line_bytes: the longest line, without its end.
         max_event_bytes: the most UTF-8 bytes of one event's data, with an LF between two lines of it.
+        max_items_per_call: the most events that one call may give: it bounds what a read of many tiny events costs.
         strict: refuse invalid UTF-8 instead of replacing it.
 
     Attributes:
@@ -74,14 +76,15 @@ class Decoder(LineDecoder[ServerSentEvent]):
         *,
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+        max_items_per_call: int = DEFAULT_MAX_ITEMS_PER_CALL,
         strict: bool = False,
     ) -> None:
-        super().__init__(AnyEndSplitter(max_line_bytes=max_line_bytes))
+        super().__init__(AnyEndSplitter(max_line_bytes=max_line_bytes), max_items_per_call)
         self.last_event_id = ""
         self.retry_ms: int | None = None
         self._max_event_bytes = max_event_bytes
         self._strict = strict
-        self._max_fast_bytes = min(max_line_bytes, max_event_bytes)
+        self._max_fast_bytes = min(max_line_bytes, max_event_bytes, max_items_per_call * _MIN_EVENT_BYTES)
         # The longest read that can be whole events within the limits; -1 while something waits for the next byte.
         self._fast_bytes = -1
         self._start: bytes | None = b""  # the beginning of what may be a byte order mark; None when that is decided
@@ -99,7 +102,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
             The events that are complete now, in order.
 
         Raises:
-            LimitExceeded: a line or an event is too long. The decoder is closed.
+            LimitExceeded: a line or an event is too long, or there are too many. The decoder is closed.
             MalformedData: strict mode, and a line is not UTF-8. The decoder is closed.
             LocalProtocolError: data after the end of input or after an error. The decoder stays closed.
         """
@@ -186,7 +189,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
         data, self._data = self._data, None
         event, self._event = self._event, ""
         if data is not None:
-            items.append(ServerSentEvent(event or "message", data.decode("utf-8", "replace"), self._id))
+            self._add(ServerSentEvent(event or "message", data.decode("utf-8", "replace"), self._id), items)
 
     def _take_data(self, value: bytes) -> None:
         data = self._data

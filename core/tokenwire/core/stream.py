@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .errors import GrammarError
 from .events import (
     ChoiceEnd,
     Delta,
     Event,
     FinishReason,
+    ProviderData,
+    ReasoningDelta,
+    RefusalDelta,
     StreamEnd,
     StreamStart,
     Terminal,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
+    ToolCallStart,
     UsageReport,
 )
 from .states import Grammar, StreamState
@@ -29,6 +35,10 @@ __all__ = ["Item", "Stream"]
 
 Item = Event | str | bytes
 """What a backend may hand over: an event, a str for a TextDelta of choice 0, or bytes of its UTF-8."""
+
+
+_Cut = ReasoningDelta | RefusalDelta | ToolCallDelta
+"""Deltas besides text that may cut a surrogate pair apart."""
 
 
 class _Choice:
@@ -48,8 +58,8 @@ class Stream:
     """A stream under the grammar.
 
     Args:
-        start: the envelope; a StreamStart from the backend replaces its model, created and role; the id is ours, by which the client was
-            told the stream (x-request-id) and will ask for it.
+        start: the envelope; a StreamStart from the backend replaces its model, created and role. The id stays ours: by it
+            the client was told of the stream (x-request-id) and will ask for it.
         stops: stop strings that the backend does not watch for itself.
         max_tokens: the most tokens a choice may have, where the backend does not count them itself.
 
@@ -66,6 +76,7 @@ class Stream:
         "_cut",
         "_fast",
         "_grammar",
+        "_joiners",
         "_max_tokens",
         "_stops",
         "cut_short",
@@ -86,6 +97,7 @@ class Stream:
         self._grammar = Grammar()
         self._choices: dict[int, _Choice] = {}
         self._cut: set[int] = set()
+        self._joiners: dict[tuple[type[_Cut], int, int], tuple[_Cut, Utf8Assembler]] = {}
         self._fast = False
 
     @property
@@ -153,10 +165,12 @@ class Stream:
             self._take_text(item, out)
         elif isinstance(item, UsageReport):
             self._report(item, out)
-        elif not isinstance(item, StreamStart) and item.choice not in self._cut:
-            self._take_other(item, out)
         elif isinstance(item, StreamStart):
             self._emit(item, out)
+        elif not isinstance(item, Delta | ChoiceEnd):
+            raise GrammarError(f"{type(item).__name__}, which is no event,", self._grammar.state.value)
+        elif item.choice not in self._cut:
+            self._take_other(item, out)
 
     def _begin(self, item: Item, out: list[Event]) -> None:
         if isinstance(item, StreamStart):
@@ -170,10 +184,32 @@ class Stream:
     def _take_other(self, event: Delta | ChoiceEnd, out: list[Event]) -> None:
         if isinstance(event, ChoiceEnd):
             self._flush(event.choice, out)
-        self._emit(event, out)
+        self._emit(event if isinstance(event, ChoiceEnd) else self._repaired(event), out)
         tokens: int = getattr(event, "token_count", 0)
         if tokens:
             self._count(event.choice, tokens, out)
+
+    def _repaired(self, event: Delta) -> Delta:
+        """Join surrogates that a delta besides text cuts apart, and replace those that stay alone.
+
+        A half at the end of a delta is held for the next of its kind, and replaced where there is none.
+        """
+        if isinstance(event, TextDelta | ToolCallStart | ProviderData):
+            return event
+        text = event.arguments if isinstance(event, ToolCallDelta) else event.text
+        key = (type(event), event.choice, getattr(event, "call_index", 0))
+        if key not in self._joiners:
+            if not has_surrogates(text):
+                return event
+            self._joiners[key] = (event, Utf8Assembler())
+        return _with_text(event, self._joiners[key][1].repair(text), event.token_count)
+
+    def _flush_joiners(self, number: int, out: list[Event]) -> None:
+        for key in [key for key in self._joiners if key[1] == number]:
+            first, joiner = self._joiners.pop(key)
+            rest = joiner.flush()
+            if rest:
+                self._emit(_with_text(first, rest, 0), out)
 
     def _choice(self, number: int) -> _Choice:
         choice = self._choices.get(number)
@@ -245,6 +281,7 @@ class Stream:
 
     def _flush(self, number: int, out: list[Event]) -> None:
         """Let out what a choice holds back, because it ends."""
+        self._flush_joiners(number, out)
         choice = self._choices.get(number)
         if choice is None:
             return
@@ -283,3 +320,9 @@ def _counts(usage: UsageReport) -> tuple[int, int, int, int, int]:
         usage.cache_write_tokens,
         usage.reasoning_tokens,
     )
+
+
+def _with_text(event: _Cut, text: str, tokens: int) -> _Cut:
+    if isinstance(event, ToolCallDelta):
+        return ToolCallDelta(event.call_index, text, event.choice, tokens)
+    return type(event)(text, event.choice, tokens)

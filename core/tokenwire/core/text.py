@@ -191,7 +191,8 @@ class StopScanner:
                 if candidate is None:
                     break
                 at = candidate.start()
-            state = self._step(state, text[at])
+            character = text[at]
+            state = self._next[state].get(character) or self._step(state, character)
             at += 1
             stop = self._stops[state]
             if stop is not None:

@@ -92,6 +92,10 @@ class ChatEncoder:
         """A comment line without a blank line after it, which every client but Gemini's takes."""
         return _HEARTBEAT
 
+    def greeting(self) -> bytes:
+        """Nothing: its clients do not connect again once a stream has begun."""
+        return b""
+
     def template(self, choice: int) -> Template | None:
         """The frame of a TextDelta without logprobs, from the choice's role chunk to its finish chunk."""
         return self._templates.get(choice)

@@ -148,6 +148,10 @@ class PlainEncoder:
         """A comment line without a blank line after it."""
         return _HEARTBEAT
 
+    def greeting(self) -> bytes:
+        """An empty token with the number 0: an EventSource that drops before the first token has an id to send then."""
+        return self._frame(b'{"token":""}', 0)
+
     def template(self, choice: int) -> Template | None:
         """The frame of a TextDelta; None until the first event, which carries `retry`, has been encoded."""
         return self._template if self._begun and choice == 0 else None

@@ -1,0 +1,76 @@
+"""`TokenStreamResponse`, a response for Starlette, FastAPI and Litestar. Importing this module imports Starlette."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response  # type: ignore[import-not-found, unused-ignore]  # its users have it
+
+from tokenwire.core.contracts import Dialect
+from tokenwire.core.delivery import DeliveryOptions
+
+from .asgi_carrier import Receive, Scope, Send, answer, send_reply
+from .embed import Asked, Embedded, Items
+
+__all__ = ["TokenStreamResponse"]
+
+
+class TokenStreamResponse(Response):  # type: ignore[misc, unused-ignore]  # see above
+    """Tokens as a streamed answer in a dialect that clients speak.
+
+    An error before the first token becomes the answer's status, a later one the dialect's error event. A client that
+    leaves closes the iterable, before the response returns.
+
+    Args:
+        events: what makes the tokens: any sync or async iterable of str, bytes or events. A sync one runs in a thread.
+        dialect: the answer's language, or its name.
+        request: what the client asked for; see `tokenwire.adapters.embed.Asked`. With `"stream": false` in it the
+            answer is whole.
+        model: the model's name where the request says none.
+        headers: besides the answer's own.
+        background: Starlette's, run after the answer.
+        delivery: how patient to be.
+
+    Raises:
+        ValueError: there is no dialect of that name.
+    """
+
+    def __init__(
+        self,
+        events: Items,
+        *,
+        dialect: Dialect | str = "openai_chat",
+        request: Asked = None,
+        model: str = "",
+        headers: Mapping[str, str] | None = None,
+        background: Any = None,
+        delivery: DeliveryOptions | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.media_type = None
+        self.background = background
+        self.init_headers(headers)
+        self._make = lambda scope: Embedded(
+            events,
+            dialect,
+            request,
+            model=model,
+            path=scope["path"],
+            method=scope["method"],
+            delivery=delivery,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Generate, and send what comes of it."""
+        embedded = self._make(scope)
+        try:
+            if embedded.refusal is not None:
+                await send_reply(embedded.refusal, embedded.framing, send, self.raw_headers)
+            else:
+                carrier, action = embedded.open()
+                await answer(carrier, action, receive, send, self.raw_headers)
+        finally:
+            await embedded.aclose()
+        if self.background is not None:
+            await self.background()
