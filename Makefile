@@ -1,6 +1,6 @@
 # The only entry: `make test` runs every gate, `make serve` the server. Neither wants anything but make and Python 3.11.
 .DELETE_ON_ERROR:
-.PHONY: serve test e2e bench cost-sheet deps-debian clean
+.PHONY: serve test e2e fuzz bench cost-sheet deps-debian clean
 
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -8,6 +8,7 @@ PYTHONS ?= python3 python3.13 python3.12 python3.11
 SERVE_EXTRAS ?=
 SERVE_ARGS ?=
 E2E_ARGS ?=
+FUZZ_SECONDS ?= 60
 E2E_EXTRAS ?= test
 BENCH_ARGS ?=
 
@@ -31,6 +32,10 @@ test: .venv/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
+
+# Longer than in `test`: FUZZ_SECONDS for all decoders together. What fails is kept in tests/corpus, for `test` to run.
+fuzz: .venv/.dev
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # Each tests/e2e/requirements*.txt pins an environment of its own, .venv-e2e*: the official SDKs do not agree on their
 # dependencies. The tests run in the one of requirements.txt, else in .venv, and start the others as programs.

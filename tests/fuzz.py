@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -153,29 +154,112 @@ def _request(dialect: Dialect) -> Callable[[Iterable[bytes]], object]:
     return decode
 
 
-_SSE: Final = (b"data: ", b"data:", b"data", b"event: ", b"id: ", b"id:", b"retry: ", b": ", b"\n", b"\n\n", b"\r", b"\r\n",
-               b"\r\n\r\n", b"\xef\xbb\xbf", b"\xef", b"\xf0\x9f\x98\x80", b"\xf0\x9f", b"\xff", b"\0", b"12")  # fmt: skip
-_JSON: Final = (b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"true", b"1", b"-1", b"1e999", b'"a"', b"\\ud83d", b"\\",
-                b"[" * 2000, b"9" * 400)  # fmt: skip
-_PLAIN: Final = (b'data: {"token":"a"}\n\n', b'data: {"token":"', b'"}\n\n', b"data: [DONE]\n\n", b'"tool_call":{"index":0}',
-                 b'data: {"token":"","finish_reason":"stop"}\n\n', b'data: {"token":"","error":{"message":"x"}}\n\n',
-                 b'data: {"tool_call":{"index":', b"\nid: s.1")  # fmt: skip
-_CHAT: Final = (b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n', b'data: {"choices":[{"delta":{', b"data: [DONE]\n\n",
-                b'"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}]', b'"finish_reason":"stop"',
-                b'"usage":{"prompt_tokens":1}', b'data: {"error":{"message":"x"}}\n\n', b"}}]}\n\n", b"event: error\n",
-                b'"index":-1', b'"logprobs":{"content":[{"token":"a","logprob":0}]}')  # fmt: skip
-_HTTP: Final = (b"GET / HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\n", b"Host: a\r\n", b"Content-Length: 3\r\n", b"\r\n", b"abc", b"\n",
-                b"Transfer-Encoding: chunked\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"3;x=y\r\n", b" ", b"\t", b":",
-                b"HTTP/1.0\r\n", b"Connection: close\r\n", b"X" * 300, b"\r", b"\0")  # fmt: skip
-_REQUEST: Final = (b'{"model":"m","messages":[{"role":"user","content":"x"}]', b'"prompt":"x"', b'"stream":true', b'"stop":["a"]',
-                   b'"max_tokens":', b'"n":', b'"temperature":', b'"content":[{"type":"text","text":"a"}]')  # fmt: skip
+_SSE: Final = (
+    b"data: ",
+    b"data:",
+    b"data",
+    b"event: ",
+    b"id: ",
+    b"id:",
+    b"retry: ",
+    b": ",
+    b"\n",
+    b"\n\n",
+    b"\r",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\xef\xbb\xbf",
+    b"\xef",
+    b"\xf0\x9f\x98\x80",
+    b"\xf0\x9f",
+    b"\xff",
+    b"\0",
+    b"12",
+)
+_JSON: Final = (
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b":",
+    b",",
+    b"null",
+    b"true",
+    b"1",
+    b"-1",
+    b"1e999",
+    b'"a"',
+    b"\\ud83d",
+    b"\\",
+    b"[" * 2000,
+    b"9" * 400,
+)
+_PLAIN: Final = (
+    b'data: {"token":"a"}\n\n',
+    b'data: {"token":"',
+    b'"}\n\n',
+    b"data: [DONE]\n\n",
+    b'"tool_call":{"index":0}',
+    b'data: {"token":"","finish_reason":"stop"}\n\n',
+    b'data: {"token":"","error":{"message":"x"}}\n\n',
+    b'data: {"tool_call":{"index":',
+    b"\nid: s.1",
+)
+_CHAT: Final = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n',
+    b'data: {"choices":[{"delta":{',
+    b"data: [DONE]\n\n",
+    b'"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}]',
+    b'"finish_reason":"stop"',
+    b'"usage":{"prompt_tokens":1}',
+    b'data: {"error":{"message":"x"}}\n\n',
+    b"}}]}\n\n",
+    b"event: error\n",
+    b'"index":-1',
+    b'"logprobs":{"content":[{"token":"a","logprob":0}]}',
+)
+_HTTP: Final = (
+    b"GET / HTTP/1.1\r\n",
+    b"POST /x HTTP/1.1\r\n",
+    b"Host: a\r\n",
+    b"Content-Length: 3\r\n",
+    b"\r\n",
+    b"abc",
+    b"\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"3\r\nabc\r\n",
+    b"0\r\n\r\n",
+    b"0\r\nX: y\r\n\r\n",
+    b"3;x=y\r\n",
+    b" ",
+    b"\t",
+    b":",
+    b"HTTP/1.0\r\n",
+    b"Connection: close\r\n",
+    b"X" * 300,
+    b"\r",
+    b"\0",
+)
+_REQUEST: Final = (
+    b'{"model":"m","messages":[{"role":"user","content":"x"}]',
+    b'"prompt":"x"',
+    b'"stream":true',
+    b'"stop":["a"]',
+    b'"max_tokens":',
+    b'"n":',
+    b'"temperature":',
+    b'"content":[{"type":"text","text":"a"}]',
+)
 
 TARGETS: Final[dict[str, Target]] = {
     "sse": Target(_sse(), _SSE),
     "sse_strict": Target(_sse(strict=True), _SSE),
     "sse_limited": Target(_sse(limit=9), _SSE),
     "ndjson": Target(_ndjson, (*_JSON, b"\n", b"\r\n", b" ", b"\xff", b'{"a":1}\n')),
-    "utf8": Target(_utf8, (*("é漢😀".encode()[at : at + 1] for at in range(9)), b"a", b"\xed\xa0", b"\xf4\x90", b"\xc0")),
+    "utf8": Target(
+        _utf8, (*("é漢😀".encode()[at : at + 1] for at in range(9)), b"a", b"\xed\xa0", b"\xf4\x90", b"\xc0")
+    ),
     "surrogates": Target(_surrogates, (b"\xd0", b"\xd8", b"\xd0\xd8", b"a", b"\xd8\xd0", b"\xff")),
     "stops": Target(_stops, (b"</s", b">", b"s", b"<", b"|", b"end", b"\n", b"\nHuman", b":", b"x")),
     "http": Target(_http, _HTTP),
@@ -204,7 +288,7 @@ def check(target: Target, data: bytes, cuts: Sequence[int] = ()) -> None:
         return
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     single = [data[at : at + 1] for at in range(len(data))]
-    drawn = [data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    drawn = [data[begin:end] for begin, end in pairwise(edges)]
     for pieces in (single, drawn):
         assert target.decode(pieces) == whole, f"{data!r} cut into {pieces!r}"
 
@@ -234,7 +318,7 @@ def _fuzz(name: str, seconds: float) -> int:
         deadline=None,
         database=None,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck),
     )
     @given(inputs(target), st.lists(st.integers(0, 1 << 16), max_size=6))
     def attempt(data: bytes, cuts: list[int]) -> None:

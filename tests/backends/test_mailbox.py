@@ -93,3 +93,13 @@ def test_no_item_is_lost_while_the_loop_drains() -> None:
     thread.join()
     assert sink.said["a"] == expected
     assert runtime.wakes == len(sink.batches)
+
+
+def test_a_step_handed_over_as_one_batch_wakes_the_loop_once() -> None:
+    runtime, sink = FakeRuntime(), RecordingSink()
+    mailbox = Mailbox(runtime, sink)
+    mailbox.put_batch([("a", ["1"]), ("b", []), ("c", ["2", "3"])])
+    mailbox.put_batch([])
+    assert runtime.run_woken() == 1
+    assert sink.batches == [(runtime.clock, [("a", ["1"]), ("c", ["2", "3"])])]
+    assert runtime.wakes == 1

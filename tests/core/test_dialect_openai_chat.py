@@ -224,7 +224,7 @@ def test_a_folded_template_writes_what_encode_writes(text: str, include_usage: b
     encoder.encode(StreamStart("i", "m", 1, choices=2), 1)
     template = encoder.template(1)
     assert template is not None
-    assert fold_bare(template)(text, 2) == encoder.encode(TextDelta(text, 1), 2)
+    assert fold_bare(template).encode(text, 2) == encoder.encode(TextDelta(text, 1), 2)
     assert template.escape is escape_valid
 
 

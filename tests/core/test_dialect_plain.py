@@ -191,7 +191,7 @@ def test_a_folded_template_writes_what_encode_writes(first: str, text: str, numb
     encoder.encode(TextDelta(first), 2)
     template = encoder.template(0)
     assert template is not None
-    assert fold_bare(template)(text, number) == encoder.encode(TextDelta(text), number)
+    assert fold_bare(template).encode(text, number) == encoder.encode(TextDelta(text), number)
     assert encoder.template(0) is template
     assert encoder.template(1) is None
 

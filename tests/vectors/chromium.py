@@ -91,7 +91,9 @@ def main() -> int:
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, *flags, f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 for line in sys.stdin:
                     questions.put(json.loads(line))

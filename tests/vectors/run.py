@@ -94,7 +94,7 @@ def questions(name: str, splits: str, *, strict: bool = False) -> Iterator[Quest
     for vector in load(name):
         expected = expected_answer(name, vector, strict=strict)
         for pieces in cuts(vector["stream"], splits):
-            asked = {"format": name, "pieces": pieces}
+            asked: dict[str, Any] = {"format": name, "pieces": pieces}
             if name == "stops":
                 asked["stops"] = vector["stops"]
             if strict:
@@ -109,7 +109,9 @@ def run(program: Sequence[str], asked: Iterator[Question]) -> Tally:
         ProgramError: it ended, or did not answer with a JSON object.
     """
     count, failures, silent = 0, list[Failure](), set[str]()
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

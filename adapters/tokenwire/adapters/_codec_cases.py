@@ -29,7 +29,6 @@ from tokenwire.core.testing.workloads import (
     MODEL,
     STOPS,
     WORKLOADS,
-    Token,
     chat_events,
     http_chunk,
     openai_chunk,
@@ -243,8 +242,7 @@ def _chat_text(wire: bytes) -> str:
 
 def _plain_text(wire: bytes) -> str:
     """Read what plain.v1 wants of an event: ASCII, with an id."""
-    data, event_id = wire.split(b"id: ")[::-1] if wire.startswith(b"id: ") else wire.split(b"\nid: ")
-    if not data.isascii() or not event_id:
+    if not wire.isascii() or b"id: %b." % CHUNK_ID.encode() not in wire:
         raise CheckError(f"{wire!r} is not plain.v1")
     text: str = _data_of(wire)["token"]
     return text
@@ -255,20 +253,26 @@ def _data_of(wire: bytes) -> Any:
     return json.loads(wire[wire.index(b"{") : wire.rindex(b"}") + 1])
 
 
-_CHAT_PEERS: Final = {
+_Peer = tuple[Callable[[], Callable[[str], bytes]], str]
+"""What makes a peer's encoder, and the module that it needs."""
+
+_CHAT_PEERS: Final[Mapping[str, _Peer]] = {
     "orjson": (_orjson, "orjson"),
     "json": (_json, "json"),
     "pydantic": (_pydantic, "pydantic"),
     "sse-starlette": (_sse_starlette, "sse_starlette"),
     "FastAPI's SSE": (_fastapi, "fastapi.sse"),
 }
-_PLAIN_PEERS: Final = {  # not orjson: it cannot write ASCII
+_PLAIN_PEERS: Final[Mapping[str, _Peer]] = {  # not orjson: it cannot write ASCII
     "json": (_plain_json, "json"),
     "sse-starlette": (_plain_sse_starlette, "sse_starlette"),
     "FastAPI's SSE": (_plain_fastapi, "fastapi.sse"),
 }
 _FRAMINGS: Final = (("SSE", fold_bare, _bare), ("SSE in HTTP chunks", fold_chunked, http_chunk))
-_DIALECTS: Final = ((openai_chat.DIALECT, _CHAT_PEERS, _chat_text), (plain.DIALECT, _PLAIN_PEERS, _plain_text))
+_DIALECTS: Final[tuple[tuple[Dialect, Mapping[str, _Peer], Callable[[bytes], str]], ...]] = (
+    (openai_chat.DIALECT, _CHAT_PEERS, _chat_text),
+    (plain.DIALECT, _PLAIN_PEERS, _plain_text),
+)
 
 
 def _encode_cases() -> Iterator[Case]:
@@ -420,7 +424,7 @@ def _wsproto(texts: Sequence[str]) -> Work:
 
 
 def _websocket_case() -> Case:
-    """tokenwire's own frames join as soon as it has a WebSocket framing."""
+    """Peers only, for as long as there is no WebSocket framing of our own."""
     contenders = {
         FLOOR: Contender(lambda: _each(_ws_header, TEXTS)),
         "websockets": Contender(lambda: _websockets(TEXTS), "websockets"),

@@ -47,9 +47,9 @@ def draw_svg(title: str, subtitle: str, groups: Sequence[Group]) -> str:
         An SVG document.
     """
     lines = wrap(subtitle, 150)
-    top = 62 + 16 * len(lines)
+    top = 74 + 16 * len(lines)
     height = top + sum(_height(bars) for _, _, bars in groups) + 8
-    low, high = _decades(groups)
+    low, high = _span(groups)
     body = [
         f'<text class="title" x="16" y="32">{escape(title)}</text>',
         *(f'<text class="soft" x="16" y="{52 + 16 * at}">{escape(line)}</text>' for at, line in enumerate(lines)),
@@ -74,24 +74,26 @@ def _height(bars: Sequence[Bar]) -> int:
     return _HEAD + _STEP * (len(bars) - 1) + _GAP
 
 
-def _decades(groups: Sequence[Group]) -> tuple[int, int]:
+def _span(groups: Sequence[Group]) -> tuple[float, float]:
+    """Find the axis' ends as powers of ten: from a whole one to the longest bar."""
     values = [value for _, _, bars in groups for _, value, _ in bars]
-    return math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    low = math.floor(math.log10(min(values)))
+    return low, max(math.log10(max(values)), low + 1)
 
 
-def _x(value: float, low: int, high: int) -> float:
+def _x(value: float, low: float, high: float) -> float:
     share = (math.log10(value) - low) / (high - low)
     return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
 
 
-def _grid(low: int, high: int, top: int, height: int) -> Iterator[str]:
-    for power in range(low, high + 1):
+def _grid(low: float, high: float, top: int, height: int) -> Iterator[str]:
+    for power in range(math.floor(low), math.floor(high) + 1):
         x = _x(10.0**power, low, high)
         yield f'<line class="grid" x1="{x}" x2="{x}" y1="{top - 6}" y2="{height - 12}"/>'
         yield f'<text class="soft" x="{x}" y="{top - 12}" text-anchor="middle">{_duration(10.0**power)}</text>'
 
 
-def _group(name: str, floor: str, bars: Sequence[Bar], y: int, low: int, high: int) -> Iterator[str]:
+def _group(name: str, floor: str, bars: Sequence[Bar], y: int, low: float, high: float) -> Iterator[str]:
     floor_x = _x(bars[0][1], low, high)
     begin = y + _HEAD
     end = begin + _STEP * (len(bars) - 1)
@@ -99,7 +101,9 @@ def _group(name: str, floor: str, bars: Sequence[Bar], y: int, low: int, high: i
     yield f'<text class="group" x="16" y="{y + 12}">{escape(name)}</text>'
     yield f'<text class="soft floorname" x="{_WIDTH - 16}" y="{y + 12}" text-anchor="end">{escape(about)}</text>'
     for at, (label, value, own) in enumerate(bars[1:]):
-        yield from _bar(label, f"{_duration(value)}  {value / bars[0][1]:.1f}x", own, begin + _STEP * at, _x(value, low, high))
+        yield from _bar(
+            label, f"{_duration(value)} · {value / bars[0][1]:.1f}x", own, begin + _STEP * at, _x(value, low, high)
+        )
     yield f'<line class="floor" x1="{floor_x}" x2="{floor_x}" y1="{begin - 5}" y2="{end - 1}"/>'
 
 

@@ -11,7 +11,6 @@ leave.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -181,16 +180,16 @@ class Answer:
 
     def write(self, data: bytes) -> None:
         """Keep bytes until they are taken, and wake the reader; see `Carrier`."""
-        if self.done:
-            return
-        self._out = self._out + data if self._out else data
         waiter = self._waiter
-        if waiter is not None:
-            if not waiter.done():
-                waiter.set_result(None)
+        if waiter is not None:  # the usual case: the reader waits, so that nothing else is there
             self._waiter = None
-        elif self._away and not self._blocked:
-            self._block()
+            self._out = data
+            if not waiter.done():  # it is done where the reader was cancelled
+                waiter.set_result(None)
+        elif not self.done:
+            self._out += data
+            if self._away and not self._blocked:
+                self._block()
 
     def settle(self, now: int) -> None:
         """The delivery has ended or given up; see `Carrier`."""
@@ -219,19 +218,23 @@ class Answer:
         self._away = True
         return data
 
-    async def send_all(self, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
+    async def send_all(
+        self, send: Send, extra: Iterable[tuple[bytes, bytes]], then: Callable[[], object] | None = None
+    ) -> None:
         """Take everything and send it, each message with all that was ready.
 
         Args:
-            send: takes ASGI's messages.
+            send: takes ASGI's messages. Where it raises OSError, which is how ASGI 2.4 says that the client has left, so
+                it is.
             extra: headers besides the answer's own.
+            then: called at the end.
         """
-        data = await self.take()
-        if self.cut or self.head is None:
-            return
-        await send(_start(self.head, extra))
         new_waiter = self._hall.new_waiter
         try:
+            data = await self.take()
+            if self.cut or self.head is None:
+                return
+            await send(_start(self.head, extra))
             while data and not self.done:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 # From here on it is `take`, in place: a coroutine less for each token.
@@ -244,10 +247,14 @@ class Answer:
                 data = self._out
                 self._out = b""
                 self._away = True
+            if not self.cut:
+                await send({"type": "http.response.body", "body": data, "more_body": False})
+        except OSError:
+            self.leave()
         finally:
             self._waiter = None
-        if not self.cut:
-            await send({"type": "http.response.body", "body": data, "more_body": False})
+            if then is not None:
+                then()
 
     def leave(self, by: str = "client") -> None:
         """The reader has gone: stop the backend. Idempotent; nothing where the answer has ended."""
@@ -371,19 +378,17 @@ async def answer(
     try:
         async with anyio.create_task_group() as tasks:
             answer.start(action, tasks.cancel_scope.cancel)
-            if not answer.done:
-                tasks.start_soon(_await_leaving, answer, receive)
-            with suppress(OSError):  # the client has left: ASGI 2.4 lets a server say so
+            if answer.done:
                 await answer.send_all(send, extra)
+                return
+            # In a task of its own, so that a token wakes two coroutines and not all that lie around this one.
+            tasks.start_soon(answer.send_all, send, extra, tasks.cancel_scope.cancel)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            answer.leave()
             tasks.cancel_scope.cancel()
     finally:
         answer.leave()
-
-
-async def _await_leaving(answer: Answer, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    answer.leave()
 
 
 async def send_reply(reply: Reply, framing: BareFraming, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:

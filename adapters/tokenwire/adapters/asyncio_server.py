@@ -7,12 +7,14 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 __all__ = ["AsyncioReadiness", "readiness"]
+
+_MILLISECOND: Final = 1_000_000
 
 
 class AsyncioReadiness:
@@ -49,8 +51,9 @@ class AsyncioReadiness:
         """Set the one timer."""
         if self._timer is not None:
             self._timer.cancel()
-        delay = max(0, deadline - time.monotonic_ns()) / 1e9
-        self._timer = self._loop.call_later(delay, callback)
+        # Whole milliseconds, rounded up: libuv counts in them, and a timer that fires early must be set again.
+        delay_ms = max(0, -(-(deadline - time.monotonic_ns()) // _MILLISECOND))
+        self._timer = self._loop.call_later(delay_ms / 1000, callback)
 
     def wake_soon(self, callback: Callable[[], None]) -> None:
         """Call back in the loop's next turn; from any thread."""

@@ -21,7 +21,17 @@ from msgspec import Struct
 from ._codec_cases import CASES, FLOOR, OWN, Case, check
 from ._codec_chart import draw_svg, wrap_html
 
-__all__ = ["DEFAULT_ROUNDS", "Measured", "Report", "measure", "print_table", "to_html", "to_json", "to_svg"]
+__all__ = [
+    "DEFAULT_ROUNDS",
+    "CaseReport",
+    "Measured",
+    "Report",
+    "measure",
+    "print_table",
+    "to_html",
+    "to_json",
+    "to_svg",
+]
 
 DEFAULT_ROUNDS: Final = 31
 """Rounds of a case: an odd number, so that the median is one of them."""
@@ -101,7 +111,8 @@ def to_json(report: Report) -> bytes:
 def to_svg(report: Report) -> str:
     """Draw a report as one SVG document that needs nothing beside it."""
     groups = [(case.title, case.floor, _bars(case)) for case in report.cases]
-    return draw_svg("What a token costs", _subtitle(report), groups)
+    legend = "Time a token, median, on a logarithmic axis; the line is the floor, and 2.0x is twice the floor."
+    return draw_svg("What framing a token costs", f"{legend} {_subtitle(report)}", groups)
 
 
 def to_html(report: Report) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenwire.core.contracts import Sink, StreamHandle
+    from tokenwire.core.contracts import Batch, Sink, StreamHandle
     from tokenwire.core.stream import Item
 
     from .base import Runtime
@@ -43,11 +43,21 @@ class Mailbox:
             stream: whose items they are.
             items: what it said; none at all wakes nobody.
         """
-        if not items:
+        self.put_batch(((stream, items),))
+
+    def put_batch(self, batch: Batch) -> None:
+        """Hand one engine step's items over, from any thread: one wake-up for all of them.
+
+        Args:
+            batch: streams and what each said; none at all wakes nobody.
+        """
+        said = [(stream, items) for stream, items in batch if items]
+        if not said:
             return
         with self._lock:
             is_first = not self._waiting
-            self._waiting.setdefault(stream, []).extend(items)
+            for stream, items in said:
+                self._waiting.setdefault(stream, []).extend(items)
         if is_first:
             self._runtime.wake_soon(self._drain)
 

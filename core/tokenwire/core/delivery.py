@@ -189,7 +189,7 @@ class StreamDelivery(Delivery):
             if type(event) is TextDelta and event.choice == 0 and event.logprobs is None:
                 self._number = number = self._number + 1
                 self._last_ns = now
-                data = text(event.text, number)
+                data = text.encode(event.text, number)
                 self.sent_bytes += len(data)
                 return data
         return self._deliver(events, now)

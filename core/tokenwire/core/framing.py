@@ -63,7 +63,7 @@ class Folded:
 
     def encode(self, text: str, number: int) -> bytes:
         """Make one frame."""
-        # A method and not __call__: Python calls a method from Python without a detour through C. And join copies once.
+        # A method and not __call__, which would go through C; and join copies once.
         try:
             escaped = self._escape(text)
         except UnicodeEncodeError:
@@ -76,8 +76,6 @@ class Folded:
         size += len(digits)
         lead = self._leads[size] if size < _TABLED else self._lead(size)
         return b"".join((lead, self._prefix, escaped, self._suffix, digits, self._tail))
-
-    __call__ = encode
 
 
 def chunk(payload: bytes) -> bytes:

@@ -196,7 +196,9 @@ class StopScanner:
             at += 1
             stop = self._stops[state]
             if stop is not None:
-                self.stop, self._held, self._must_walk = stop, "", True
+                self.stop = stop
+                self._held = ""
+                self._must_walk = True
                 return text[: at - len(stop)]
         self._state = state
         cut = len(text) - self._depths[state]
