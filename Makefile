@@ -41,6 +41,8 @@ fuzz: .venv/.dev
 # dependencies. The tests run in the one of requirements.txt, else in .venv, and start the others as programs.
 E2E_PINS := $(wildcard tests/e2e/requirements*.txt)
 E2E_STAMPS := $(E2E_PINS:tests/e2e/requirements%.txt=.venv-e2e%/.stamp)
+# These hold a client and nothing of ours; every other gets tokenwire.
+E2E_FOREIGN := -openai1 -openai2
 E2E_VENV := $(if $(filter .venv-e2e/.stamp,$(E2E_STAMPS)),.venv-e2e,.venv)
 
 e2e: $(E2E_STAMPS) $(if $(filter .venv,$(E2E_VENV)),.venv/.dev)
@@ -62,7 +64,7 @@ e2e: $(E2E_STAMPS) $(if $(filter .venv,$(E2E_VENV)),.venv/.dev)
 define e2e_venv
 .venv-e2e$(1)/.stamp: tests/e2e/requirements$(1).txt pyproject.toml
 	@$$(call make_venv,.venv-e2e$(1))
-	.venv-e2e$(1)/bin/python $$(PIP_INSTALL) $(if $(1),,--editable '.[$(E2E_EXTRAS)]') --requirement $$<
+	.venv-e2e$(1)/bin/python $$(PIP_INSTALL) $(if $(filter $(1),$(E2E_FOREIGN)),,--editable '.[$(E2E_EXTRAS)]') --requirement $$<
 	@touch $$@
 endef
 $(foreach pins,$(E2E_PINS),$(eval $(call e2e_venv,$(patsubst tests/e2e/requirements%.txt,%,$(pins)))))

@@ -104,6 +104,7 @@ SERVERS: dict[str, Server] = {
     "uvicorn": Server(_uvicorn("bare_asgi:app"), _UVICORN, peer=True),
     "tokenwire-asgi": Server(_uvicorn("tokenwire_asgi:app"), (*_UVICORN, "tokenwire.adapters.asgi"), peer=True),
     "fastapi-streaming": Server(_uvicorn("frameworks:streaming"), (*_UVICORN, "fastapi"), peer=True),
+    "fastapi-prebuilt": Server(_uvicorn("frameworks:prebuilt"), (*_UVICORN, "fastapi"), peer=True),
     "fastapi-native": Server(_uvicorn("frameworks:native"), (*_UVICORN, "fastapi"), peer=True),
     "sse-starlette": Server(_uvicorn("frameworks:sse"), (*_UVICORN, "fastapi", "sse_starlette"), peer=True),
 }

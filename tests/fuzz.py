@@ -318,7 +318,7 @@ def _fuzz(name: str, seconds: float) -> int:
         deadline=None,
         database=None,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=tuple(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(inputs(target), st.lists(st.integers(0, 1 << 16), max_size=6))
     def attempt(data: bytes, cuts: list[int]) -> None:

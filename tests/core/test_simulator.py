@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tokenwire.backends.mock import MockBackend
-from tokenwire.core.actions import Action, Cancel, Record
+from tokenwire.core.actions import Action, Cancel, Pause, Record, Resume
 from tokenwire.core.admission import Admission
 from tokenwire.core.connection import Connection
 from tokenwire.core.contracts import Job, StreamHandle
@@ -236,11 +236,15 @@ def _starts_for_lost_peers(patch: Patch) -> None:
 
 
 def _pauses_in_the_middle_of_a_batch(patch: Patch) -> None:
-    def set_blocked(self: Dispatcher, line: Line, blocked: bool) -> None:  # noqa: ARG001
-        if line.job is not None:
-            line.job.set_blocked(blocked)
+    honest = Dispatcher.perform
 
-    patch.setattr(Dispatcher, "_set_blocked", set_blocked)
+    def perform(self: Dispatcher, actions: Sequence[Action], carrier: Any, now: int) -> None:
+        for action in actions:
+            if isinstance(action, Pause | Resume) and action.stream.job is not None:
+                action.stream.job.set_blocked(isinstance(action, Pause))
+        honest(self, actions, carrier, now)
+
+    patch.setattr(Dispatcher, "perform", perform)
 
 
 def _tells_all_after_an_offence(patch: Patch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -265,6 +266,20 @@ def test_line_ends_and_nul_are_refused(encode: Callable[[str], bytes], bad: str)
 def test_data_that_cannot_be_read_back_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match=r"data is empty|data has a CR|surrogates not allowed"):
         sse.encode(bad)
+
+
+@pytest.mark.parametrize("bad", ["\r", "\n", "\0", "a\r\nb"])
+def test_bytes_are_held_to_the_same_rules(bad: str) -> None:
+    raw = bad.encode()
+    assert sse.encode("é\nb".encode(), event=b"e", id=b"i") == sse.encode("é\nb", event="e", id="i")
+    assert sse.comment(b"ping") == sse.comment("ping")
+    for refused in (partial(sse.encode, "x", event=raw), partial(sse.encode, "x", id=raw), partial(sse.comment, raw)):
+        with pytest.raises(ValueError, match="has a CR, LF or NUL"):
+            refused()
+    with pytest.raises(ValueError, match=r"data is empty|data has a CR"):
+        sse.encode(b"" if "\r" not in bad else raw)
+    with pytest.raises(UnicodeDecodeError):
+        sse.encode(b"\xff")
 
 
 def test_empty_event_type_and_impossible_retry_are_refused() -> None:

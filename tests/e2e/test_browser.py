@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import pytest
 from selenium import webdriver  # type: ignore[import-not-found, unused-ignore]  # see above
 from tests.e2e.conftest import Serve
-from tests.e2e.harness import DONE, ENVIRONMENT, Relay, Server, curl, notes, text_of, until
+from tests.e2e.harness import DONE, ENVIRONMENT, Reader, Relay, Server, curl, notes, text_of, until
 
 Chrome: TypeAlias = Any
 
@@ -146,12 +146,17 @@ def test_the_page_tells_an_error_from_the_text(chrome: Chrome, shared: Serve) ->
     assert "hunter2" not in chrome.page_source
 
 
-def test_the_page_says_when_the_server_refused(chrome: Chrome, serve: Serve) -> None:
-    chrome.get(f"{serve('mock', '--max-streams', '0', '--max-queue', '0').url}/")
-    chrome.find_element("css selector", "button").click()
-    figures = chrome.find_element("id", "figures")
-    until(lambda: "failed" in figures.text, "the page's 'failed'")
-    assert "refused" in chrome.find_element("id", "failure").text
+def test_the_page_says_when_the_server_refused(chrome: Chrome, serve: Serve, room: Path) -> None:
+    server = serve("gated", "--max-streams", "1", "--max-queue", "0")
+    with Reader(server, {"prompt": str(room)}) as busy:
+        busy.read_until(b"before-0")
+        chrome.get(f"{server.url}/")
+        chrome.find_element("css selector", "button").click()
+        figures = chrome.find_element("id", "figures")
+        until(lambda: "failed" in figures.text, "the page's 'failed'")
+        assert "refused" in chrome.find_element("id", "failure").text
+        (room / "go").touch()
+        busy.read_until(DONE.encode())
 
 
 def test_event_source_reads_tokens_and_closes_on_done(chrome: Chrome, mock: Server) -> None:

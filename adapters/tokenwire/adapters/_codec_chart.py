@@ -17,7 +17,7 @@ Group = tuple[str, str, Sequence[Bar]]
 
 _WIDTH: Final = 980
 _LEFT: Final = 170
-_RIGHT: Final = 120
+_RIGHT: Final = 132
 _BAR: Final = 15
 _STEP: Final = 21
 _HEAD: Final = 26

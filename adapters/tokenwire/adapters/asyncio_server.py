@@ -22,6 +22,8 @@ class AsyncioReadiness:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        # An attribute and not a method: the loop's own is called once a token where a task waits for each.
+        self.new_waiter: Callable[[], asyncio.Future[None]] = self._loop.create_future
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,10 +67,6 @@ class AsyncioReadiness:
         task = self._loop.create_task(main())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def new_waiter(self) -> asyncio.Future[None]:
-        """Make what a task can wait on, once."""
-        return self._loop.create_future()
 
     async def own_tasks(self) -> None:
         """Cancel the timer, cancel and await what `start_task` has started, once this task itself is cancelled."""

@@ -58,6 +58,7 @@ class Delivery(ABC):
     """A stream's way to one reader, as dispatcher and connection see it.
 
     Attributes:
+        blocked: the transport takes no more for now.
         ended: the terminal has been written; nothing follows.
         failed: the answer ended with an error.
         overflowed: the reader was too slow; the connection must be dropped without a clean end.
@@ -67,9 +68,10 @@ class Delivery(ABC):
         error: the message of the failure, or None.
     """
 
-    __slots__ = ("ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status")
+    __slots__ = ("blocked", "ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status")
 
     def __init__(self) -> None:
+        self.blocked = False
         self.ended = False
         self.failed = False
         self.overflowed = False
@@ -162,7 +164,7 @@ class StreamDelivery(Delivery):
         self._pending = MergeBuffer(ordered=encoder.numbered)
         self._held = b""
         self._opened = False
-        self._blocked_ns: int | None = None
+        self._blocked_ns = 0
         self._template: object = None
         self._text: Folded | None = None
         self._number = 0
@@ -205,7 +207,7 @@ class StreamDelivery(Delivery):
                 self._pending.seal()
             elif not self._options.merge:
                 self._pending.seal()
-        if self._blocked_ns is None:
+        if not self.blocked:
             return self._write(now)
         if self._pending.pending_bytes > self._options.budget_bytes:
             self._give_up()
@@ -213,18 +215,18 @@ class StreamDelivery(Delivery):
 
     def set_blocked(self, blocked: bool, now: int) -> bytes:
         """Learn that the transport takes no more, or takes again; return what has waited."""
+        self.blocked = blocked
         if blocked:
             self._blocked_ns = now
             self._text = None
             return b""
-        self._blocked_ns = None
         return b"" if self.overflowed or self.ended else self._write(now)
 
     def next_deadline(self) -> int | None:
         """Say when a heartbeat or the end of patience is due."""
         if self.ended or self.overflowed:
             return None
-        if self._blocked_ns is not None:
+        if self.blocked:
             return self._blocked_ns + self._options.stall_ns
         return self._last_ns + self._options.heartbeat_ns if self._encoder.heartbeat else None
 
@@ -233,7 +235,7 @@ class StreamDelivery(Delivery):
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
             return b""
-        if self._blocked_ns is not None:
+        if self.blocked:
             self._give_up()
             return b""
         out: list[bytes] = []
@@ -292,7 +294,7 @@ class StreamDelivery(Delivery):
 
     def _refresh_text(self) -> None:
         """Fold the template anew where the encoder has another one; keep the fast path shut where it has none."""
-        if not self._opened or self.ended or self._blocked_ns is not None or self.first_ns is None:
+        if not self._opened or self.ended or self.blocked or self.first_ns is None:
             self._text = None  # a heartbeat may have opened the answer: its first token is still to be stamped
             return
         template = self._encoder.template(0)
@@ -357,7 +359,8 @@ class ResultDelivery(Delivery):
 
     def set_blocked(self, blocked: bool, now: int) -> bytes:
         """Nothing waits here: the one write goes to the carrier's own buffer."""
-        del blocked, now
+        del now
+        self.blocked = blocked
         return b""
 
     def next_deadline(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Final, cast
 
@@ -33,7 +34,7 @@ class Dispatcher:
         service: counts the streams.
         source: the backend.
         log: takes each answered request's Record.
-        report: takes the exception of a backend whose `start` raised, with the stream's id.
+        report: takes what a backend raised or broke, with the stream's id.
         yield_to_loop: asks for `resume` to be called in the loop's next turn.
     """
 
@@ -108,10 +109,8 @@ class Dispatcher:
                     self._bind(action.stream, carrier)
                 case Cancel():
                     self._cancel(action)
-                case Pause():
-                    self._set_blocked(action.stream, True)
-                case Resume():
-                    self._set_blocked(action.stream, False)
+                case Pause() | Resume():
+                    self._turns.append(action.stream)
                 case Record():
                     self._log(action)
                 case _:
@@ -190,10 +189,6 @@ class Dispatcher:
         self._cancels.append(line)
         self._leave(line)
 
-    def _set_blocked(self, line: Line, blocked: bool) -> None:
-        line.blocked = blocked
-        self._turns.append(line)
-
     def _after_batch(self, now: int) -> None:
         """Call carriers and backends, until there is nothing left to tell them.
 
@@ -218,11 +213,19 @@ class Dispatcher:
     def _cancel_job(self, line: Line) -> None:
         job, line.job = line.job, None
         if job is not None:
-            job.cancel()
+            self._call(line, job.cancel)
 
     def _turn_job(self, line: Line) -> None:
+        """Tell a job how its reader is now, whatever order Pause and Resume came in."""
         if line.job is not None and line in self._lines:
-            line.job.set_blocked(line.blocked)
+            self._call(line, partial(line.job.set_blocked, line.delivery.blocked))
+
+    def _call(self, line: Line, call: Callable[[], None]) -> None:
+        """Call a backend; its bug must not keep the others from being told."""
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  # reported with its traceback
+            self._report(error, line.stream.start.id)
 
     def _start(self, line: Line, now: int) -> None:
         if line.stream.terminal is not None:
@@ -235,5 +238,5 @@ class Dispatcher:
             failure = StreamError(ErrorKind.SERVER, message, "backend_error", retryable=True)
             self._feed(iter([(line, (failure,))]), now)
             return
-        if line.blocked:
-            line.job.set_blocked(True)
+        if line.delivery.blocked:
+            self._turn_job(line)

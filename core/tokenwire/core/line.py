@@ -22,10 +22,9 @@ class Line:
         delivery: the way to the client that asked.
         carrier: where the delivery's bytes go; None before the line was handed over, and after the client has gone.
         job: the backend's work on it; None while it waits in the queue, or where it could not start.
-        blocked: whether its reader does not keep up; told to the job when it starts.
     """
 
-    __slots__ = ("blocked", "carrier", "delivery", "job", "request", "stream")
+    __slots__ = ("carrier", "delivery", "job", "request", "stream")
 
     def __init__(self, stream: Stream, request: GenerationRequest, delivery: Delivery) -> None:
         self.stream = stream
@@ -33,4 +32,3 @@ class Line:
         self.delivery = delivery
         self.carrier: Carrier | None = None
         self.job: Job | None = None
-        self.blocked = False

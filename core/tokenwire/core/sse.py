@@ -111,12 +111,11 @@ class Decoder(LineDecoder[ServerSentEvent]):
         # waiting, as it found it, so the next may take one too.
         if len(data) <= self._fast_bytes:
             try:
-                if data[:6] == b"data: " and data[-2:] == b"\n\n":
-                    value = data[6:-2]
-                    if _LF not in value and _CR not in value:
+                if data[-2:] == b"\n\n" and _CR not in data:
+                    if data[:6] == b"data: " and _LF not in (value := data[6:-2]):
                         return [ServerSentEvent("message", value.decode(), self.last_event_id)]
-                unified = data.replace(b"\r\n", b"\n") if _CR in data else data
-                if unified[-2:] == b"\n\n" and _CR not in unified:
+                    return self._take_blocks(data[:-2].decode())
+                if data[-4:] == b"\r\n\r\n" and _CR not in (unified := data.replace(b"\r\n", b"\n")):
                     return self._take_blocks(unified[:-2].decode())
             except UnicodeDecodeError:
                 pass  # the long way replaces it or raises
@@ -231,8 +230,10 @@ def _check_utf8(line: bytes) -> None:
         raise MalformedData(f"the event stream is not UTF-8: {error.reason}") from None
 
 
-def encode(data: str, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:
-    r"""Encodes one event, so that a decoder reads back exactly what was given.
+def encode(
+    data: str | bytes, *, event: str | bytes | None = None, id: str | bytes | None = None, retry_ms: int | None = None
+) -> bytes:
+    r"""Encodes one event, so that a decoder reads back exactly what was given. Bytes are UTF-8.
 
     Each line of the data becomes a data line. Only LF ends such a line: a CR, also one before an LF, would be read back
     as LF, so data with a CR in it is refused and not altered.
@@ -248,8 +249,10 @@ def encode(data: str, *, event: str | None = None, id: str | None = None, retry_
 
     Raises:
         ValueError: data is empty or has a CR; event is empty; event or id has a CR, LF or NUL; retry_ms is out of
-            range; anything has a lone surrogate (then it is a UnicodeEncodeError).
+            range; anything has a lone surrogate or is not UTF-8 (then it is a UnicodeError).
     """
+    if isinstance(data, bytes):
+        data = data.decode()
     if not data or "\r" in data:
         raise ValueError("data has a CR, which would be read back as LF" if data else "data is empty")
     if "\n" in data:
@@ -259,19 +262,19 @@ def encode(data: str, *, event: str | None = None, id: str | None = None, retry_
     return f"{_fields(event, id, retry_ms)}data: {data}\n\n".encode()
 
 
-def comment(text: str) -> bytes:
+def comment(text: str | bytes) -> bytes:
     """Encodes a comment: one line, and no blank line after it, for some SDKs take any blank line for an event.
 
     Args:
         text: what the comment says.
 
     Raises:
-        ValueError: text has a CR, LF or NUL, or a lone surrogate (then it is a UnicodeEncodeError).
+        ValueError: text has a CR, LF or NUL; it has a lone surrogate or is not UTF-8 (then it is a UnicodeError).
     """
     return f": {_one_line('comment', text)}\n".encode()
 
 
-def _fields(event: str | None, id: str | None, retry_ms: int | None) -> str:
+def _fields(event: str | bytes | None, id: str | bytes | None, retry_ms: int | None) -> str:
     lines = ""
     if event is not None:
         if not event:
@@ -286,7 +289,9 @@ def _fields(event: str | None, id: str | None, retry_ms: int | None) -> str:
     return lines
 
 
-def _one_line(name: str, text: str) -> str:
+def _one_line(name: str, text: str | bytes) -> str:
+    if isinstance(text, bytes):
+        text = text.decode()
     if "\n" in text or "\r" in text or "\0" in text:
         raise ValueError(f"{name} has a CR, LF or NUL")
     return text

@@ -152,7 +152,7 @@ class StopScanner:
         self._fallbacks = [0] * len(self._next)
         self._link()
         self._state = 0
-        self._held = ""
+        self._held: str = ""
         self._must_walk = False  # something is held, or a stop string was found
         self.stop: str | None = None
 
@@ -192,7 +192,8 @@ class StopScanner:
                     break
                 at = candidate.start()
             character = text[at]
-            state = self._next[state].get(character) or self._step(state, character)
+            following = self._next[state].get(character)
+            state = self._fall(state, character) if following is None else following
             at += 1
             stop = self._stops[state]
             if stop is not None:
@@ -206,15 +207,14 @@ class StopScanner:
         self._must_walk = state != 0
         return text[:cut]
 
-    def _step(self, state: int, character: str) -> int:
-        """Goes to the node of the longest end of the text that begins a stop string."""
-        while True:
+    def _fall(self, state: int, character: str) -> int:
+        """Goes to the node of the longest shorter end of the text that begins a stop string."""
+        while state:
+            state = self._fallbacks[state]
             following = self._next[state].get(character)
             if following is not None:
                 return following
-            if not state:
-                return 0
-            state = self._fallbacks[state]
+        return 0
 
     def _plant(self, stop: str) -> None:
         node = 0
@@ -238,7 +238,7 @@ class StopScanner:
             below: list[int] = []
             for node in level:
                 for character, child in self._next[node].items():
-                    self._fallbacks[child] = self._step(self._fallbacks[node], character)
+                    self._fallbacks[child] = self._fall(node, character)
                     below.append(child)
             level = below
 
