@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+
 from tokenwire.adapters.embed import token_stream
 
 

@@ -32,7 +32,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         request = DIALECT.parse_request(await reader.readexactly(length), {}, HONOURED).request
     except RequestRefused as refused:
         body = DIALECT.encode_error(refused.error)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body))
+        writer.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+        )
         writer.close()
         return
     start = StreamStart("chatcmpl-example", request.model, int(time.time()))

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest, StreamingHttpResponse
 from django.urls import path
+
 from tokenwire.adapters.asgi import app as tokenwire_app
 from tokenwire.adapters.embed import token_stream
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
+
 from tokenwire.adapters.asgi import app as tokenwire_app
 from tokenwire.adapters.response import TokenStreamResponse
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import Litestar, asgi, post
 from litestar.types import Receive, Scope, Send
+
 from tokenwire.adapters.asgi import app as tokenwire_app
 from tokenwire.adapters.response import TokenStreamResponse
 

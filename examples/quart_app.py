@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from quart import Quart, request
+from quart import Quart, Response, request
+
 from tokenwire.adapters.asgi import app as tokenwire_app
 from tokenwire.adapters.embed import token_stream
 
@@ -16,10 +17,12 @@ async def generate(prompt: str) -> AsyncIterator[str]:
 
 
 @quart.post("/v1/chat/completions")
-async def chat() -> Any:
+async def chat() -> Response:
     body = await request.get_json()
     status, headers, stream = await token_stream(generate(body["messages"][-1]["content"]), request=body)
-    return stream, status, headers
+    response = Response(stream, status, dict(headers))
+    response.timeout = None  # else Quart ends every answer after 60 seconds
+    return response
 
 
 ai = tokenwire_app(generate)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from sanic import HTTPResponse, Request, Sanic
+
 from tokenwire.adapters.embed import token_stream
 
 app = Sanic("tokenwire_example")
@@ -20,7 +21,9 @@ async def chat(request: Request) -> None:
     status, headers, stream = await token_stream(generate(body["messages"][-1]["content"]), request=body)
     fields = dict(headers)
     async with stream:
-        response = await request.respond(HTTPResponse(status=status, headers=fields, content_type=fields["content-type"]))
+        response = await request.respond(
+            HTTPResponse(status=status, headers=fields, content_type=fields["content-type"])
+        )
         async for data in stream:
             await response.send(data)
         await response.eof()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount, Route
+
 from tokenwire.adapters.asgi import app as tokenwire_app
 from tokenwire.adapters.response import TokenStreamResponse
 

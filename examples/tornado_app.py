@@ -5,9 +5,10 @@ import json
 import sys
 from collections.abc import AsyncIterator
 
-from tokenwire.adapters.embed import TokenStream, token_stream
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
+
+from tokenwire.adapters.embed import TokenStream, token_stream
 
 
 async def generate(prompt: str) -> AsyncIterator[str]:

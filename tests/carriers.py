@@ -496,9 +496,9 @@ def _body_messages(asked: Asked) -> list[Message]:
         server.receive_data(request_bytes(asked))
         events = iter(server.next_event, h11.NEED_DATA)
         pieces = [bytes(event.data) for event in events if isinstance(event, h11.Data)]
-    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages[-1]["more_body"] = False
-    return list(messages)
+    return messages
 
 
 class Carriage:

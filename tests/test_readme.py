@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import pytest
-
 from tests.readme import ROOT, blocks
 
 OFFLINE = [body for body in blocks("python") if "openai import" not in body]

@@ -5,7 +5,7 @@ dialect, and that is sent. `prebuilt` leaves all of it out and is given finished
 is, which no server of real tokens could use: it shows what the framework alone costs.
 """
 # pyright: basic, reportMissingImports=false
-# mypy: disable-error-code="import-not-found, untyped-decorator, unused-ignore"
+# mypy: disable-error-code="import-not-found, untyped-decorator, unused-ignore, misc, has-type"
 # The frameworks are in the peers' environment, where no type checker looks.
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ class Engine:
 
 class SharedTicker(Ticker):
     """Goes on when a client has left: the framework then cancels the future that all share. None does while measured."""
-
-    __slots__ = ()
 
     def _tick(self) -> None:
         if self.step.cancelled():

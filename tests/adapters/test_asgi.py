@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -60,7 +60,9 @@ class Client:
         room: `send` returns while this is set.
     """
 
-    def __init__(self, application: Callable[..., Awaitable[None]], fields: dict[str, Any], path: str = "/chat") -> None:
+    def __init__(
+        self, application: Callable[..., Awaitable[None]], fields: dict[str, Any], path: str = "/chat"
+    ) -> None:
         self.sent: list[Message] = []
         self.receivers = 0
         self.room = anyio.Event()
@@ -129,12 +131,12 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(backend: Backend, **options: Any) -> AsyncIterator[Serving]:
+async def serving(backend: Backend, **options: Any) -> AsyncGenerator[Serving]:
     async with anyio.create_task_group() as group:
         house = Serving(backend, group, ServiceOptions(**options))
         yield house
         await house.app.aclose()
-        assert house.app.start.__self__.service.admission.running == 0
+        assert house.app.service.admission.running == 0
         group.cancel_scope.cancel()
 
 
@@ -194,7 +196,7 @@ def wrapping_receive(inner: App) -> Callable[..., Awaitable[None]]:
 
 # Leaving
 
-LEAVING = {
+LEAVING: dict[str, tuple[tuple[str, ...], dict[str, Any], int]] = {
     "before": ((), STREAM, 0),
     "midway": (("one", "two"), STREAM, 0),
     "whole": (("one",), WHOLE, 0),
@@ -204,7 +206,9 @@ LEAVING = {
 
 @pytest.mark.parametrize("around", [None, wrapping_receive], ids=["bare", "middleware"])
 @pytest.mark.parametrize("stage", LEAVING)
-async def test_a_client_that_leaves_stops_the_backend(stage: str, around: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_stops_the_backend(
+    stage: str, around: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "tokenwire")
     before, fields, ahead = LEAVING[stage]
     watched = Watched(before)
@@ -225,7 +229,8 @@ async def test_a_client_that_leaves_stops_the_backend(stage: str, around: Any, c
             await until(lambda: watched.closed)
         assert house.clock.time == started  # no time had to pass for it
         assert watched.began == 1
-        assert not client.whole
+        assert [message["status"] for message in client.sent[:1]] == [200 if stage == "midway" else 499]
+        assert client.whole is (stage != "midway")
         assert [record.getMessage().split()[3] for record in caplog.records] == ["cancelled"]
         first.gone.set()
 
@@ -272,13 +277,9 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(caplog: pytest.Log
         client._body[0]["more_body"] = True
         client.gone.set()
         await client.run()
-        assert client.sent == []
+        assert client.sent[0]["status"] == 499
         assert push.jobs == []
         assert [record.getMessage().split()[3] for record in caplog.records] == ["disconnected"]
-
-
-class _Stop(BaseException):
-    """What is thrown in at an await."""
 
 
 @pytest.mark.parametrize("fields", [STREAM, WHOLE], ids=["stream", "whole"])
@@ -303,7 +304,7 @@ async def test_cancellation_at_each_await(fields: dict[str, Any]) -> None:
             awaits = 0
             scope = anyio.CancelScope()
 
-            def counted(inner: Any, scope: anyio.CancelScope = scope) -> Any:
+            def counted(inner: Any, scope: anyio.CancelScope = scope, at: int = at) -> Any:
                 async def call(*arguments: Any) -> Any:
                     nonlocal awaits
                     for _ in range(2):  # before it is done, and when it is
@@ -444,7 +445,18 @@ async def test_an_ended_answer_is_not_held_until_its_deadline() -> None:
 async def test_the_path_below_a_mount(path: str, root: str, status: int) -> None:
     async with serving(Push(), page=b"<p>") as house:
         client = Client(house.app, {})
-        client.scope |= {"method": "GET", "path": path, "root_path": root, "headers": [(b"host", b"localhost")]}
+        client.scope.update({"method": "GET", "path": path, "root_path": root, "headers": [(b"host", b"localhost")]})
+        await client.run()
+        assert client.sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(("raw", "status"), [(b"/ai/healthz", 200), (b"/ai/healthz/", 404), (b"/ai/healthz?x=/", 200)])
+async def test_a_slash_that_the_framework_has_added(raw: bytes, status: int) -> None:
+    async with serving(Push()) as house:
+        client = Client(house.app, {})
+        client.scope.update(
+            {"method": "GET", "path": "/healthz/", "raw_path": raw, "headers": [(b"host", b"localhost")]}
+        )
         await client.run()
         assert client.sent[0]["status"] == status
 
@@ -452,7 +464,7 @@ async def test_the_path_below_a_mount(path: str, root: str, status: int) -> None
 async def test_http2_announces_no_body() -> None:
     async with serving(Push()) as house:
         client = Client(house.app, STREAM)
-        client.scope |= {"http_version": "2", "headers": [(b"host", b"localhost")]}
+        client.scope.update({"http_version": "2", "headers": [(b"host", b"localhost")]})
         await client.run()
         assert client.sent[0]["status"] == 415  # there was a body, and no type
 
@@ -513,7 +525,7 @@ async def test_a_lifespan() -> None:
 
 async def test_a_lifespan_that_fails() -> None:
     class Broken(Push):
-        def attach(self, runtime: Any, sink: Any) -> None:
+        def attach(self, runtime: Any, sink: Any) -> None:  # noqa: ARG002  # it gets no further
             raise OSError("no engine")
 
     async def nothing() -> None:

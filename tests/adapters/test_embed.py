@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from tests.adapters.serving import plain_text, turns, until
 
@@ -31,7 +32,7 @@ class Made:
     async def async_words(self, *after: BaseException) -> AsyncIterator[str]:
         try:
             for word in ("one ", "two"):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
                 yield word
             for error in after:
                 raise error
@@ -48,7 +49,7 @@ class Made:
         try:
             while True:
                 yield "more "
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         finally:
             self.closed += 1
 
@@ -77,7 +78,13 @@ async def test_a_generator(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "events",
-    ["one two", b"one two", ["one ", b"two"], ["one ", TextDelta("two"), StreamEnd()], [b"one \xf0\x9f", b"\xa6\x89 two"]],
+    [
+        "one two",
+        b"one two",
+        ["one ", b"two"],
+        ["one ", TextDelta("two"), StreamEnd()],
+        [b"one \xf0\x9f", b"\xa6\x89 two"],
+    ],
     ids=["str", "bytes", "mixed", "events", "cut"],
 )
 async def test_other_iterables(events: Any) -> None:
@@ -134,9 +141,9 @@ async def test_an_unknown_dialect() -> None:
 )
 async def test_an_error_before_the_first_token_is_the_status(error: Exception, status: int) -> None:
     async def fails() -> AsyncIterator[str]:
-        if error is not None:
-            raise error
-        yield ""
+        for said in list[str]():
+            yield said
+        raise error
 
     found, headers, stream = await token_stream(fails())
     body = await body_of(stream)
@@ -235,7 +242,7 @@ async def test_a_custom_iterator_is_closed() -> None:
             return self
 
         async def __anext__(self) -> TextDelta | ReasoningDelta:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             return TextDelta("1")
 
         async def aclose(self) -> None:

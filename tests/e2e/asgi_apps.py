@@ -3,7 +3,7 @@
 The backend is told a folder by the prompt, and writes there, in `notes`, what happens to it.
 """
 # pyright: basic, reportMissingImports=false
-# mypy: disable-error-code="import-not-found, unused-ignore, no-untyped-call"
+# mypy: disable-error-code="import-not-found, unused-ignore, no-untyped-call, misc"
 # The frameworks are in an environment of their own, where no type checker looks.
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -29,7 +30,7 @@ async def generate(prompt: str) -> AsyncIterator[str]:
     """Echo; or, told a folder, say what its name says and wait until somebody stops it."""
     if not prompt.startswith("/"):
         for word in prompt.split():
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             yield f"{word} "
         return
     folder = Path(prompt)

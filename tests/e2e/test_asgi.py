@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -55,7 +55,7 @@ Run = Callable[[str, str], Running]
 
 
 @contextmanager
-def running(folder: Path, arguments: Callable[[int], Sequence[str]], where: Path) -> Iterator[Running]:
+def running(folder: Path, arguments: Callable[[int], Sequence[str]], where: Path) -> Generator[Running]:
     """Start a program that listens on a port, and stop it by SIGTERM; its log may have no traceback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

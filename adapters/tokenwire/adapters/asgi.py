@@ -56,12 +56,17 @@ def app(backend: Backend | Callable[..., object] | str, **options: Unpack[Option
         TypeError: the backend is none of these.
         tokenwire.backends.generators.LoadError: there is nothing of that name.
     """
-    found = load(backend) if isinstance(backend, str) else backend
-    if not (hasattr(found, "attach") and hasattr(found, "start")):
-        found = GeneratorBackend(found)
     if "page" not in options:
         options["page"] = resources.files("tokenwire.adapters").joinpath("page.html").read_bytes()
-    return App(cast("Backend", found), ServiceOptions(**options))
+    return App(_backend(backend), ServiceOptions(**options))
+
+
+def _backend(backend: Backend | Callable[..., object] | str) -> Backend:
+    if isinstance(backend, str):
+        return load(backend)
+    if hasattr(backend, "attach") and hasattr(backend, "start"):
+        return cast("Backend", backend)
+    return GeneratorBackend(cast("Callable[..., object]", backend))
 
 
 class App:

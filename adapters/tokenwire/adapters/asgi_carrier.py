@@ -11,6 +11,7 @@ leave.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -48,6 +49,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _ANYBODY: Final = Principal()
+_CLIENT_LEFT: Final = 499
+"""nginx's status for a request whose client did not wait for the answer."""
+
 _PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
 
 
@@ -346,6 +350,8 @@ async def serve(hall: Hall, scope: Scope, receive: Receive, send: Send) -> None:
         await send_reply(action, framing, send, _closing(action, scope))
     elif action is not None:
         await answer(Answer(hall, exchange, framing), action, receive, send)
+    else:
+        await _answer_nobody(send)
 
 
 async def _take_body(hall: Hall, exchange: Exchange, body: _Body, framing: BareFraming) -> Reply | Start | Wait | None:
@@ -389,6 +395,15 @@ async def answer(
             tasks.cancel_scope.cancel()
     finally:
         answer.leave()
+    if answer.head is None:
+        await _answer_nobody(send)
+
+
+async def _answer_nobody(send: Send) -> None:
+    """End a request whose client left before there was a head: middlewares and logs want one all the same."""
+    with suppress(OSError):
+        await send({"type": "http.response.start", "status": _CLIENT_LEFT, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def send_reply(reply: Reply, framing: BareFraming, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -459,8 +474,12 @@ def _content_length(headers: tuple[tuple[bytes, bytes], ...]) -> int | None:
 
 
 def _path_of(scope: Scope) -> str:
-    # Not `raw_path`: frameworks that mount change `path` and `root_path`, and leave it as it was.
+    # Not `raw_path`: frameworks that mount change `path` and `root_path`, and leave it as it was. It only says whether a
+    # slash at the end is the client's own: Litestar adds one.
     path: str = scope["path"]
+    raw: bytes = scope.get("raw_path") or b"/"
+    if path.endswith("/") and not raw.partition(b"?")[0].endswith(b"/"):
+        path = path[:-1]
     root: str = scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :]

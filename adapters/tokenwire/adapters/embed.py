@@ -60,8 +60,6 @@ class Embedded:
         dialect: the answer's language, or its name.
         request: what was asked for. Without one, the answer is a stream.
         model: the model's name where the request says none.
-        path: the request's path, for the log.
-        method: the request's method.
         delivery: how patient to be.
 
     Raises:
@@ -79,16 +77,14 @@ class Embedded:
         request: Asked = None,
         *,
         model: str = "",
-        path: str = "-",
-        method: str = "POST",
         delivery: DeliveryOptions | None = None,
     ) -> None:
         self._source = _Source(events)
         self._dialect = _dialect(dialect)
         self._delivery = delivery or DeliveryOptions()
-        self.framing = BareFraming(method)
+        self.framing = BareFraming()
         self.refusal: Reply | None = None
-        self._head = RequestHead(method, path)
+        self._head = RequestHead("-", "-")
         self._parsed: ParsedRequest | None = None
         self._backend: GeneratorBackend | None = None
         try:
@@ -96,6 +92,11 @@ class Embedded:
         except RequestRefused as refused:
             service = self._service(_NAMELESS)
             self.refusal = service.refuse(self._dialect, refused.error, None, headers=refused.headers)
+
+    def asked_by(self, method: str, path: str) -> None:
+        """Say how the request began, for the log; the answer to HEAD has no body."""
+        self.framing = BareFraming(method)
+        self._head = RequestHead(method, path)
 
     def open(self) -> tuple[Answer, Start | Wait]:
         """Make the stream, on the running loop; `Answer.start` begins it. Called once, where there is no refusal."""

@@ -1,11 +1,16 @@
 """`TokenStreamResponse`, a response for Starlette, FastAPI and Litestar. Importing this module imports Starlette."""
 
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call"
+# Starlette is not among the dependencies: whoever imports this module has it, and the type checkers do not.
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import Response  # type: ignore[import-not-found, unused-ignore]  # its users have it
+from starlette.responses import Response
 
 from tokenwire.core.contracts import Dialect
 from tokenwire.core.delivery import DeliveryOptions
@@ -16,7 +21,7 @@ from .embed import Asked, Embedded, Items
 __all__ = ["TokenStreamResponse"]
 
 
-class TokenStreamResponse(Response):  # type: ignore[misc, unused-ignore]  # see above
+class TokenStreamResponse(Response):
     """Tokens as a streamed answer in a dialect that clients speak.
 
     An error before the first token becomes the answer's status, a later one the dialect's error event. A client that
@@ -47,23 +52,17 @@ class TokenStreamResponse(Response):  # type: ignore[misc, unused-ignore]  # see
         background: Any = None,
         delivery: DeliveryOptions | None = None,
     ) -> None:
+        # Not the superclass's own: it would render a body, and count its length.
         self.status_code = 200
         self.media_type = None
         self.background = background
         self.init_headers(headers)
-        self._make = lambda scope: Embedded(
-            events,
-            dialect,
-            request,
-            model=model,
-            path=scope["path"],
-            method=scope["method"],
-            delivery=delivery,
-        )
+        self._embedded = Embedded(events, dialect, request, model=model, delivery=delivery)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate, and send what comes of it."""
-        embedded = self._make(scope)
+        embedded = self._embedded
+        embedded.asked_by(scope["method"], scope["path"])
         try:
             if embedded.refusal is not None:
                 await send_reply(embedded.refusal, embedded.framing, send, self.raw_headers)

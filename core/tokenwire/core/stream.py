@@ -8,10 +8,12 @@ StreamEnd leaves open, and reports usage before every terminal event. What it le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from .errors import GrammarError
 from .events import (
+    DELTAS,
+    TERMINALS,
     ChoiceEnd,
     Delta,
     Event,
@@ -36,6 +38,8 @@ __all__ = ["Item", "Stream"]
 Item = Event | str | bytes
 """What a backend may hand over: an event, a str for a TextDelta of choice 0, or bytes of its UTF-8."""
 
+
+_ITEM_TYPES: Final = frozenset({str, bytes, StreamStart, *DELTAS, UsageReport, ChoiceEnd, *TERMINALS})
 
 _Cut = ReasoningDelta | RefusalDelta | ToolCallDelta
 """Deltas besides text that may cut a surrogate pair apart."""
@@ -150,6 +154,8 @@ class Stream:
         return any(choice.unsaid_tokens or choice.assembler.holds for choice in self._choices.values())
 
     def _take(self, item: Item, out: list[Event]) -> None:
+        if type(item) not in _ITEM_TYPES:
+            raise GrammarError(f"{type(item).__name__}, which is no event,", self._grammar.state.value)
         if isinstance(item, Terminal):
             self._finish(item, out)
             return
@@ -167,8 +173,6 @@ class Stream:
             self._report(item, out)
         elif isinstance(item, StreamStart):
             self._emit(item, out)
-        elif not isinstance(item, Delta | ChoiceEnd):
-            raise GrammarError(f"{type(item).__name__}, which is no event,", self._grammar.state.value)
         elif item.choice not in self._cut:
             self._take_other(item, out)
 
