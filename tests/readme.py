@@ -19,4 +19,6 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """List the shell commands of the README's console blocks, in order."""
-    return [line.removeprefix("$ ") for body in blocks("console") for line in body.splitlines() if line.startswith("$ ")]
+    return [
+        line.removeprefix("$ ") for body in blocks("console") for line in body.splitlines() if line.startswith("$ ")
+    ]

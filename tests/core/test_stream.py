@@ -347,7 +347,12 @@ def test_surrogate_pairs_are_joined_in_every_kind_of_text(kind: type[ReasoningDe
 
 def test_surrogate_pairs_are_joined_in_the_arguments_of_their_own_call() -> None:
     calls: list[Item] = [ToolCallStart(0, "a", "f"), ToolCallStart(1, "b", "g")]
-    halves: list[Item] = [ToolCallDelta(0, "\ud83d"), ToolCallDelta(1, "\ude00"), ToolCallDelta(0, "\ude00"), StreamEnd()]
+    halves: list[Item] = [
+        ToolCallDelta(0, "\ud83d"),
+        ToolCallDelta(1, "\ude00"),
+        ToolCallDelta(0, "\ude00"),
+        StreamEnd(),
+    ]
     heard = [event for event in _run_all(calls + halves) if isinstance(event, ToolCallDelta)]
     assert "".join(event.arguments for event in heard if event.call_index == 0) == "\U0001f600"
     assert "".join(event.arguments for event in heard if event.call_index == 1) == "\ufffd"
