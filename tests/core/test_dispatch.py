@@ -247,6 +247,21 @@ def test_a_start_that_raises_ends_its_own_stream_and_lets_the_next_run() -> None
     assert busy.ends() == ["finished", "failed", "finished"]
 
 
+def test_a_job_that_raises_is_reported_and_the_others_are_told() -> None:
+    class Raising(ScriptedJob):
+        def cancel(self) -> None:
+            raise RuntimeError("no")
+
+    busy = Busy(2)
+    busy.jobs[0].__class__ = Raising
+    for client in busy.clients:
+        client.leave()
+    assert [str(error) for error, _ in busy.house.reports] == ["no"]
+    assert busy.jobs[1].cancels == 1
+    assert busy.ends() == ["cancelled", "cancelled"]
+    assert busy.dispatcher.streams == 0
+
+
 def test_streams_that_have_ended_are_passed_over() -> None:
     busy = Busy(2)
     busy.deliver("a", StreamEnd(), jobs=busy.jobs[:1])

@@ -364,6 +364,41 @@ def test_the_default_model(carrier: Carriage) -> None:
     assert house.source.jobs[0].request.model == "tiny-1"
 
 
+# --------------------------------------------------------------------------------------------- clients that ask again
+
+EVENT_SOURCE = Asked("GET", "/chat?prompt=a", (("host", "127.0.0.1"), ("accept", "text/event-stream")))
+
+
+def test_an_event_source_hears_an_id_before_the_backend_runs(carrier: Carriage) -> None:
+    house = carrier.house()
+    house.source.script = None
+    client = house.connect()
+    client.begin(EVENT_SOURCE)
+    answer = client.answer()
+    assert (answer.status, answer.whole) == (200, False)
+    assert answer.body == b'data: {"token":""}\nid: tw0001.0\nretry: 1000\n\n'
+
+
+def test_a_failure_is_an_event_for_an_event_source_for_it_cannot_read_a_status(carrier: Carriage) -> None:
+    house = carrier.house()
+    house.source.fault = RuntimeError("secret")
+    answer = house.ask(EVENT_SOURCE)
+    assert answer.status == 200
+    first, failure, done, _ = answer.body.split(b"\n\n")
+    assert b'"error"' in failure
+    assert b"secret" not in answer.body
+    assert (first.count(b"\nretry: "), failure.count(b"\nretry: "), done) == (1, 0, b"data: [DONE]")
+
+
+@pytest.mark.parametrize("headers", [(), (("accept", "*/*"),)], ids=["none", "any"])
+def test_other_clients_get_a_failure_before_the_first_token_as_a_status(
+    carrier: Carriage, headers: tuple[tuple[str, str], ...]
+) -> None:
+    house = carrier.house()
+    house.source.fault = RuntimeError("secret")
+    assert house.ask(Asked("GET", "/chat?prompt=a", (("host", "127.0.0.1"), *headers))).status == 500
+
+
 @pytest.mark.parametrize("target", ["/chat", "/chat?prompt=hello"])
 def test_a_reconnect_that_cannot_resume_is_stopped(carrier: Carriage, target: str) -> None:
     house = carrier.house()

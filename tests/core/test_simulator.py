@@ -112,7 +112,7 @@ def _drops_while_blocked(patch: Patch) -> None:
     honest = StreamDelivery._deliver
 
     def deliver(self: StreamDelivery, events: Sequence[Event], now: int) -> bytes:
-        if self._blocked_ns is not None:
+        if self.blocked:
             events = [event for event in events if not isinstance(event, TextDelta)]
         return honest(self, events, now)
 

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ CURLS = [command for command in commands() if command.startswith("curl")]
 
 
 @contextmanager
-def started(command: list[str], folder: Path, cwd: Path) -> Iterator[str]:
+def started(command: list[str], folder: Path, cwd: Path) -> Generator[str, None, None]:
     """Run a server's command on a free port; give its URL; end it as Ctrl-C would."""
     output = folder / "output"
     with output.open("wb") as out:
