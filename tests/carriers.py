@@ -413,7 +413,8 @@ class AsgiClient:
     def begin(self, asked: Asked) -> None:
         self._turn()
         self._inbox = asyncio.Queue()
-        self._sent = sent = []
+        sent: list[Message] = []
+        self._sent = sent
         path, _, query = asked.target.partition("?")
         for message in _body_messages(asked):
             self._inbox.put_nowait(message)

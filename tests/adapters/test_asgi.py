@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 from tests.adapters.serving import SECOND, Clock, Push, plain_text, turns, until
 
-from tokenwire.adapters import runtime
+from tokenwire.adapters import asgi_carrier, runtime
 from tokenwire.adapters.asgi import App, app
 from tokenwire.adapters.asgi_carrier import Message, Scope
 from tokenwire.adapters.runtime import Loop, RunningLoop, Waiter, run_timers, running_loop
@@ -119,14 +119,14 @@ class Serving:
         self.loop = CountingLoop(running_loop().loop, self.clock)
         self.running = run_timers(self.loop, self.clock.now)
         self.app = App(backend, options, find_loop=self._find)
-        self._group = group
+        self.group = group
 
     def _find(self) -> RunningLoop:
         return self.running
 
     def ask(self, fields: dict[str, Any], around: Callable[[App], Any] | None = None) -> Client:
         client = Client(around(self.app) if around else self.app, fields)
-        self._group.start_soon(client.run)
+        self.group.start_soon(client.run)
         return client
 
 
@@ -361,6 +361,121 @@ async def test_the_last_bytes_and_the_end_are_one_message() -> None:
         await client.ended.wait()
         assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
         assert client.whole
+
+
+class KnownServer(Client):
+    """A server whose `send` is begun in the call that made the bytes; it suspends by a bare future, like uvicorn's."""
+
+    full: Waiter | None = None
+    fault: Exception | None = None
+    new_waiter: Callable[[], Waiter]
+
+    async def send(self, message: Message) -> None:
+        if self.full is not None:
+            await self.full
+        if self.fault is not None:
+            raise self.fault
+        self.sent.append(message)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
+    if loop == "trio":
+        pytest.skip("uvicorn runs on asyncio")
+    monkeypatch.setattr(asgi_carrier, "sends_at_once", callable)
+
+
+def known_client(house: Serving) -> KnownServer:
+    client = KnownServer(house.app, STREAM)
+    client.new_waiter = house.loop.new_waiter
+    house.group.start_soon(client.run)
+    return client
+
+
+@pytest.mark.usefixtures("known")
+async def test_a_known_server_is_sent_to_in_the_call_that_made_the_bytes() -> None:
+    push = Push()
+    async with serving(push) as house:
+        client = known_client(house)
+        await until(lambda: push.jobs)
+        push.say(push.jobs[0], "a")
+        await until(lambda: client.bodies)
+        await turns()
+        before = house.loop.waiters
+        for number in range(20):
+            push.say(push.jobs[0], "b", "c")
+            assert len(client.bodies) == 2 + number
+        assert house.loop.waiters == before
+        push.say(push.jobs[0], StreamEnd())
+        await client.ended.wait()
+        assert client.whole
+        assert len(client.bodies) == 22
+        assert plain_text(b"".join(client.bodies)) == "a" + "bc" * 20
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("end", ["goes-on", "leaves"])
+async def test_a_known_server_that_suspends_is_awaited_by_the_task(end: str) -> None:
+    push = Push()
+    async with serving(push) as house:
+        client = known_client(house)
+        await until(lambda: push.jobs)
+        job = push.jobs[0]
+        push.say(job, "a")
+        await until(lambda: client.bodies)
+        await turns()
+        client.full = client.new_waiter()
+        push.say(job, "b")
+        await turns()
+        push.say(job, "c")
+        push.say(job, "d")
+        assert job.blocked == [True]
+        assert len(client.bodies) == 1
+        if end == "leaves":
+            client.gone.set()
+            await client.ended.wait()
+            assert job.cancels == 1
+            return
+        full, client.full = client.full, None
+        full.set_result(None)
+        await turns()
+        assert job.blocked == [True, False]
+        push.say(job, "e", StreamEnd())
+        await client.ended.wait()
+        assert plain_text(b"".join(client.bodies)) == "abcde"
+
+
+@pytest.mark.usefixtures("known")
+async def test_a_known_server_that_fails_fails_in_the_task() -> None:
+    push = Push()
+    async with serving(push) as house:
+        clients = [known_client(house) for _ in range(2)]
+        await until(lambda: len(push.jobs) == 2)
+        push.step(*((job, ("a",)) for job in push.jobs))
+        await until(lambda: all(client.bodies for client in clients))
+        await turns()
+        clients[0].fault = OSError("gone")
+        push.step(*((job, ("b",)) for job in push.jobs))
+        assert len(clients[1].bodies) == 2
+        await clients[0].ended.wait()
+        assert [job.cancels for job in push.jobs] == [1, 0]
+
+
+def test_only_known_servers_are() -> None:
+    class RequestResponseCycle:
+        async def send(self, message: Message) -> None:
+            del message
+
+    cycle = RequestResponseCycle()
+    assert not asgi_carrier.sends_at_once(cycle.send)
+    RequestResponseCycle.send.__qualname__ = "RequestResponseCycle.send"
+    RequestResponseCycle.send.__module__ = "uvicorn.protocols.http.h11_impl"
+    assert asgi_carrier.sends_at_once(cycle.send)
+
+    async def wrapped(message: Message) -> None:
+        await cycle.send(message)
+
+    assert not asgi_carrier.sends_at_once(wrapped)
 
 
 # Back-pressure

@@ -64,9 +64,9 @@ def app(backend: Backend | Callable[..., object] | str, **options: Unpack[Option
 def _backend(backend: Backend | Callable[..., object] | str) -> Backend:
     if isinstance(backend, str):
         return load(backend)
-    if hasattr(backend, "attach") and hasattr(backend, "start"):
-        return cast("Backend", backend)
-    return GeneratorBackend(cast("Callable[..., object]", backend))
+    if callable(backend) and not hasattr(backend, "attach"):
+        return GeneratorBackend(backend)
+    return cast("Backend", backend)
 
 
 class App:

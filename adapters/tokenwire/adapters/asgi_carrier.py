@@ -1,8 +1,9 @@
 """One request of ASGI: messages in and out, and the one answer between them.
 
 The bytes of an engine's step come by `Carrier.write`, in the call that made them. ASGI's `send` may suspend, so they
-cannot leave there: they are put together, and the request's own task is woken once for all of them. While that task is
-away in `send` the delivery is blocked: pull sources rest, push sources are merged.
+cannot leave there, but for one server that is known (see `sends_at_once`): they are put together, and the request's own
+task is woken once for all of them. While that task is away in `send` the delivery is blocked: pull sources rest, push
+sources are merged.
 
 Only one task ever calls `receive`: the request's own until the body is whole, then the one that waits for the client to
 leave.
@@ -10,9 +11,9 @@ leave.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 from urllib.parse import quote
 
 import anyio
@@ -39,6 +40,7 @@ __all__ = [
     "answer",
     "head_of",
     "send_reply",
+    "sends_at_once",
     "serve",
 ]
 
@@ -47,6 +49,12 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+_Direct = Callable[[Message], Coroutine[Any, Any, None]]
+
+_SENDS_AT_ONCE: Final = frozenset(
+    (f"uvicorn.protocols.http.{module}", "RequestResponseCycle.send") for module in ("h11_impl", "httptools_impl")
+)
 
 _ANYBODY: Final = Principal()
 _CLIENT_LEFT: Final = 499
@@ -129,6 +137,44 @@ class _Alarm:
             self.answer.handle_deadline()
 
 
+def sends_at_once(send: Send) -> TypeGuard[_Direct]:
+    """Whether a server's `send` may be begun outside of the task that serves the request.
+
+    It is true of uvicorn's own, with nothing wrapped around it: it neither asks for its task nor awaits anything, unless
+    the transport is full. Then the bytes can leave in the call that made them, as in the bundled server, and a token costs
+    no wake-up at all. Of any other `send` nothing is known, and it is awaited as ASGI says.
+    """
+    function = getattr(send, "__func__", None)
+    return (getattr(function, "__module__", ""), getattr(function, "__qualname__", "")) in _SENDS_AT_ONCE
+
+
+async def _failed(error: Exception) -> None:
+    raise error
+
+
+class _Rest:
+    """What is left of a `send` that was begun outside of the task which has to await it.
+
+    Args:
+        sending: the coroutine, suspended.
+        first: what it waits for, not yet seen by any task.
+    """
+
+    __slots__ = ("_first", "_sending")
+
+    def __init__(self, sending: Coroutine[Any, Any, None], first: object) -> None:
+        self._sending = sending
+        self._first = first
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            yield self._first
+        except BaseException:
+            self._sending.close()
+            raise
+        yield from self._sending.__await__()
+
+
 class Answer:
     """One stream's way to one reader who takes its bytes when he wants them; a `tokenwire.core.contracts.Carrier`.
 
@@ -142,8 +188,8 @@ class Answer:
         cut: it was given up: its end is missing, and must be seen to be.
     """
 
-    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_exchange", "_framing", "_hall", "_line", "_on_cut",
-                 "_out", "_waiter", "cut", "done")  # fmt: skip
+    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_direct", "_exchange", "_framing", "_hall", "_line", "_on_cut",
+                 "_out", "_rest", "_waiter", "cut", "done")  # fmt: skip
 
     def __init__(self, hall: Hall, exchange: Exchange, framing: BareFraming) -> None:
         line = exchange.line
@@ -158,6 +204,8 @@ class Answer:
         self._waiter: Waiter | None = None
         self._away = False
         self._blocked = False
+        self._direct: _Direct | None = None
+        self._rest: Awaitable[None] | None = None
         self._alarm = _Alarm()
         self._on_cut: Callable[[], object] | None = None
         self.done = False
@@ -186,14 +234,39 @@ class Answer:
         """Keep bytes until they are taken, and wake the reader; see `Carrier`."""
         waiter = self._waiter
         if waiter is not None:  # the usual case: the reader waits, so that nothing else is there
+            direct = self._direct
+            if direct is None or self._delivery.ended:
+                self._out = data
+            elif self._sent_at_once(direct, data):
+                return
             self._waiter = None
-            self._out = data
             if not waiter.done():  # it is done where the reader was cancelled
                 waiter.set_result(None)
         elif not self.done:
             self._out += data
             if self._away and not self._blocked:
                 self._block()
+
+    def _sent_at_once(self, send: _Direct, data: bytes) -> bool:
+        """Send without waking the task, where that is not needed; else leave it what is left to do."""
+        sending = send({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            first = sending.send(None)
+        except StopIteration:
+            return True
+        except Exception as error:  # noqa: BLE001  # the task raises it: a batch must not break off at one peer
+            self._rest = _failed(error)
+        else:
+            self._rest = _Rest(sending, first)
+        self._away = True
+        return False
+
+    async def _end_sending(self, rest: Awaitable[None]) -> None:
+        self._rest = None
+        await rest
+        self._away = False
+        if self._blocked:
+            self._unblock()
 
     def settle(self, now: int) -> None:
         """The delivery has ended or given up; see `Carrier`."""
@@ -239,15 +312,18 @@ class Answer:
             if self.cut or self.head is None:
                 return
             await send(_start(self.head, extra))
+            self._direct = send if sends_at_once(send) else None
             while data and not self.done:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 # From here on it is `take`, in place: a coroutine less for each token.
                 self._away = False
                 if self._blocked:
                     self._unblock()
-                if not self._out and not self.done:
+                while not self._out and not self.done:
                     self._waiter = waiter = new_waiter()
                     await waiter
+                    if self._rest is not None:
+                        await self._end_sending(self._rest)
                 data = self._out
                 self._out = b""
                 self._away = True
@@ -256,7 +332,7 @@ class Answer:
         except OSError:
             self.leave()
         finally:
-            self._waiter = None
+            self._waiter = self._direct = None
             if then is not None:
                 then()
 
