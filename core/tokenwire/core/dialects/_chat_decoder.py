@@ -9,10 +9,9 @@ import msgspec
 
 from tokenwire.core import sse
 from tokenwire.core.collect import Collector, Result
-from tokenwire.core.errors import LocalProtocolError, MalformedData, RemoteProtocolError
+from tokenwire.core.errors import MalformedData
 from tokenwire.core.events import (
     ChoiceEnd,
-    ErrorKind,
     Event,
     FinishReason,
     ReasoningDelta,
@@ -45,6 +44,7 @@ from ._chat_chunks import (
     WireUsage,
     read_chunk,
 )
+from ._sse_decoder import SseDialectDecoder
 from .base import error_from_wire
 
 __all__ = ["ChatDecoder", "decode_chat_result"]
@@ -264,7 +264,7 @@ def _bytes(token: WireToken | WireTop) -> bytes | None:
     return None if data == token.token.encode() else data
 
 
-class ChatDecoder:
+class ChatDecoder(SseDialectDecoder):
     """Decodes one stream of chunks.
 
     It ends with exactly one terminal event, whatever comes, and raises for nothing but its own misuse: StreamEnd at
@@ -272,54 +272,25 @@ class ChatDecoder:
     not JSON and past a limit; else StreamTruncated at the end of input. What follows the terminal event is dropped.
     """
 
-    __slots__ = ("_bytes_seen", "_chunks", "_closed", "_head", "_sse", "_terminal")
+    __slots__ = ("_chunks", "_head")
 
     def __init__(self) -> None:
-        self._sse = sse.Decoder()
+        super().__init__()
         self._chunks = _Chunks()
-        self._terminal: Terminal | None = None
-        self._closed = False
-        self._bytes_seen = 0
         self._head: bytearray | None = bytearray()
 
     def receive_data(self, data: bytes) -> Sequence[Event]:
-        """Take bytes, return the events they complete; see `contracts.Decoder`.
+        """Take bytes, return the events they complete; keep the beginning of an answer that may be no stream at all.
 
         Raises:
             LocalProtocolError: data after the end of input.
         """
-        if self._closed:
-            raise LocalProtocolError("data after the end of input")
-        out: list[Event] = []
-        if self._terminal is not None:
-            return out
-        self._bytes_seen += len(data)
-        try:
-            events = self._sse.receive_data(data)
-            for event in events:
-                if event.data:
-                    self._receive_event(event, out)
-        except RemoteProtocolError as error:
-            self._finish(_malformed(str(error)), out)
-        if self._head is not None:
+        out = super().receive_data(data)
+        if self._head is not None and self._terminal is None:
             self._keep_head(data)
         return out
 
-    def receive_eof(self) -> Sequence[Event]:
-        """Take the end of input, return what it completes. A second call returns nothing."""
-        out: list[Event] = []
-        if not self._closed and self._terminal is None:
-            try:
-                self._sse.receive_eof()
-                self._finish(self._terminal_at_eof(), out)
-            except RemoteProtocolError as error:
-                self._finish(_malformed(str(error)), out)
-        self._closed = True
-        return out
-
     def _receive_event(self, event: sse.ServerSentEvent, out: list[Event]) -> None:
-        if self._terminal is not None:
-            return
         self._head = None
         data = event.data
         if data.startswith(_DONE):
@@ -369,10 +340,6 @@ class ChatDecoder:
         if head is not None and len(head) < _MAX_HEAD:
             head += data[: _MAX_HEAD - len(head)]
 
-    def _finish(self, terminal: Terminal, out: list[Event]) -> None:
-        self._terminal = terminal
-        out.append(terminal)
-
 
 def decode_chat_result(body: bytes) -> Result:
     """Decode a whole answer.
@@ -410,7 +377,3 @@ def _error_of(data: str) -> StreamError:
         members = cast("dict[str, Any]", value)
         return error_from_wire(members.get("error") or members)
     return error_from_wire(value)
-
-
-def _malformed(message: str) -> StreamError:
-    return StreamError(ErrorKind.SERVER, f"The server sent a malformed stream: {message}", "malformed_stream")

@@ -15,10 +15,9 @@ from msgspec import Struct
 from tokenwire.core import sse
 from tokenwire.core.collect import ChoiceResult, Result
 from tokenwire.core.contracts import Decoder, ModelCard, ParsedRequest, Template
-from tokenwire.core.errors import LocalProtocolError, MalformedData, RemoteProtocolError
+from tokenwire.core.errors import LocalProtocolError, MalformedData
 from tokenwire.core.events import (
     ChoiceEnd,
-    ErrorKind,
     Event,
     FinishReason,
     ProviderData,
@@ -39,6 +38,7 @@ from tokenwire.core.request import GenerationRequest, Message, TextPart
 from tokenwire.core.states import MAX_CALLS
 
 from ._chat_request import WireMessages, messages_from_wire, stops_from_wire
+from ._sse_decoder import SseDialectDecoder
 from .base import (
     Fields,
     MaxTokens,
@@ -283,7 +283,7 @@ _decode_data: Final = msgspec.json.Decoder(_Data).decode
 _REASONS: Final = {reason.value: reason for reason in FinishReason}
 
 
-class PlainDecoder:
+class PlainDecoder(SseDialectDecoder):
     """Decodes one stream.
 
     It ends with exactly one terminal event, whatever comes, and raises for nothing but its own misuse: StreamEnd at
@@ -291,51 +291,17 @@ class PlainDecoder:
     a limit; else StreamTruncated at the end of input. What follows the terminal event is dropped.
     """
 
-    __slots__ = ("_bytes_seen", "_calls", "_closed", "_ended", "_sse", "_started", "_terminal")
+    __slots__ = ("_calls", "_ended", "_started")
 
     def __init__(self) -> None:
-        self._sse = sse.Decoder()
+        super().__init__()
         self._calls: set[int] = set()
         self._started = False
         self._ended = False
-        self._closed = False
-        self._bytes_seen = 0
-        self._terminal: Terminal | None = None
-
-    def receive_data(self, data: bytes) -> Sequence[Event]:
-        """Take bytes, return the events they complete; see `contracts.Decoder`.
-
-        Raises:
-            LocalProtocolError: data after the end of input.
-        """
-        if self._closed:
-            raise LocalProtocolError("data after the end of input")
-        out: list[Event] = []
-        if self._terminal is not None:
-            return out
-        self._bytes_seen += len(data)
-        try:
-            for event in self._sse.receive_data(data):
-                if event.data and event.event == "message" and self._terminal is None:
-                    self._receive_event(event, out)
-        except RemoteProtocolError as error:
-            self._finish(_malformed(error), out)
-        return out
-
-    def receive_eof(self) -> Sequence[Event]:
-        """Take the end of input, return what it completes. A second call returns nothing."""
-        out: list[Event] = []
-        if not self._closed and self._terminal is None:
-            try:
-                self._sse.receive_eof()
-                cut = StreamTruncated("the input ended before [DONE]", self._bytes_seen)
-                self._finish(StreamEnd() if self._ended else cut, out)
-            except RemoteProtocolError as error:
-                self._finish(_malformed(error), out)
-        self._closed = True
-        return out
 
     def _receive_event(self, event: sse.ServerSentEvent, out: list[Event]) -> None:
+        if event.event != "message":
+            return
         if event.data == "[DONE]":
             self._receive_done(out)
             return
@@ -384,19 +350,14 @@ class PlainDecoder:
             out.append(ChoiceEnd(0, FinishReason.OTHER))
         self._finish(StreamEnd(), out)
 
-    def _finish(self, terminal: Terminal, out: list[Event]) -> None:
-        self._terminal = terminal
-        out.append(terminal)
+    def _terminal_at_eof(self) -> Terminal:
+        return StreamEnd() if self._ended else StreamTruncated("the input ended before [DONE]", self._bytes_seen)
 
 
 def _error_event(value: object) -> StreamError:
     error = error_from_wire(value)
     retryable = isinstance(value, dict) and cast("dict[str, Any]", value).get("retryable") is True
     return msgspec.structs.replace(error, retryable=retryable)
-
-
-def _malformed(error: RemoteProtocolError) -> StreamError:
-    return StreamError(ErrorKind.SERVER, f"The server sent a malformed stream: {error}", "malformed_stream")
 
 
 # ----------------------------------------------------------------------------------------------------------- dialect
