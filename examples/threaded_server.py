@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tokenwire.core import StreamEnd, StreamStart
@@ -23,6 +24,10 @@ def generate(prompt: str) -> Iterator[Item]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that leaves ends its own thread, and nothing else
+            super().handle()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
