@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from tokenwire.core.contracts import Carrier, Sink, Source
+from tokenwire.core.contracts import Sink, Source
 
-__all__ = ["Backend", "Dialer", "Peer", "Runtime"]
+__all__ = ["Backend", "Dialer", "Link", "Peer", "Runtime"]
 
 
 class Runtime(Protocol):
@@ -55,27 +55,52 @@ class Backend(Source, Protocol):
 class Peer(Protocol):
     """What a dialled connection calls, on the loop's thread."""
 
-    def connected(self, carrier: Carrier, now: int) -> None:
-        """The connection stands (after the TLS handshake where there is one)."""
+    def connected(self, now: int) -> None:
+        """The connection stands (after the TLS handshake where there is one): its link takes bytes."""
         ...
 
     def receive_data(self, data: bytes, now: int) -> None:
         """Bytes came."""
         ...
 
+    def set_blocked(self, blocked: bool, now: int) -> None:
+        """The other side takes no more of what was written, or takes it again."""
+        ...
+
     def receive_eof(self, now: int) -> None:
-        """The other side will send no more. The last call, like `failed`."""
+        """The other side will send no more. The last call, like `failed`; the link is closed."""
         ...
 
     def failed(self, reason: str, now: int) -> None:
-        """The connection could not be made, or broke. The last call, like `receive_eof`."""
+        """The connection could not be made, or broke. The last call, like `receive_eof`; the link is closed.
+
+        Args:
+            reason: what went wrong in words that may be shown to an operator, without the system's paths.
+            now: monotonic nanoseconds.
+        """
+        ...
+
+
+class Link(Protocol):
+    """One dialled connection, as its owner steers it; on the loop's thread only, and nothing here waits or raises."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as far as they go and keep the rest. Before `connected` and after the end it does nothing."""
+        ...
+
+    def set_reading(self, reading: bool) -> None:
+        """Stop taking bytes from the socket, or go on: how a slow reader holds the other server back."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection at once, also one that is still being made; its peer is not called any more. Idempotent."""
         ...
 
 
 class Dialer(Protocol):
     """How a backend reaches another server."""
 
-    def connect(self, host: str, port: int, peer: Peer, *, tls: bool, deadline: int) -> None:
+    def connect(self, host: str, port: int, peer: Peer, *, tls: bool, deadline: int) -> Link:
         """Begin to connect; the peer is told how it went, never before this call returns.
 
         Args:
@@ -83,6 +108,6 @@ class Dialer(Protocol):
             port: the TCP port.
             peer: whom to tell.
             tls: whether to speak TLS, with the host's name verified.
-            deadline: when to give up, in the runtime's nanoseconds.
+            deadline: when to give up connecting (the TLS handshake included), in the runtime's nanoseconds.
         """
         ...
