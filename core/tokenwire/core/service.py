@@ -8,10 +8,10 @@ that every policy test holds for every carrier.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from email.utils import formatdate
 from typing import Final, Protocol
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,22 +22,18 @@ from .collect import Result
 from .contracts import Dialect, Framing, Headers, ModelCard, ParsedRequest, Principal, Reply, RequestHead, ResponseHead
 from .delivery import Delivery, DeliveryOptions, ResultDelivery, StreamDelivery
 from .dialects.base import failure_of, status_of
-from .dialects.openai_chat import OpenAIChat
-from .dialects.plain import Plain
 from .errors import RequestRefused
 from .events import ErrorKind, Failure, StreamError, StreamStart
 from .guard import Guard, shown
 from .line import Line
 from .request import GenerationRequest
+from .routes import PLAIN, Route, dialect_of, routes_at
 from .stream import Stream
 
 __all__ = ["Exchange", "Facts", "Service", "ServiceOptions"]
 
 _SECOND: Final = 1_000_000_000
 _JSON: Final = re.compile(r"application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
-
-_PLAIN: Final = Plain()
-_CHAT: Final = OpenAIChat()
 
 
 class Facts(Protocol):
@@ -193,9 +189,9 @@ class Service:
             The whole answer, or an exchange that wants the body.
         """
         del principal  # the only principal so far is the anonymous one, who may use every route
-        routes = _MODEL_ROUTES if head.path.startswith(_MODEL_PATH) else _ROUTES.get(head.path, {})
+        routes = routes_at(head.path)
         route = routes.get(head.method)
-        dialect = route.dialect if route else _dialect_of(head.path)
+        dialect = route.dialect if route else dialect_of(head.path)
         if route is None or route.guarded:
             refusal = self.options.guard.refusal(head, generates=route is not None and route.generates)
             if refusal is not None:
@@ -205,7 +201,25 @@ class Service:
             return self.refuse(dialect, error, head)
         if route is None:
             return self._without_route(dialect, head, ", ".join(sorted((*routes, "OPTIONS"))))
-        return route.handle(self, route, head, now)
+        return route.answer(self, route, head, now)
+
+    def exchange(self, route: Route, head: RequestHead, now: int) -> Reply | Exchange:
+        """Begin to answer a request for text by its head."""
+        if head.header(b"last-event-id"):
+            # A dropped EventSource reconnects by itself. There is nothing kept to resume from, and without this answer (HTML
+            # standard, 9.2.3: 204 stops it) each drop would run the prompt again.
+            return Reply(204, self.common(head))
+        if self.draining:
+            return self.refuse(route.dialect, self.shutting_down(), head, close=True)
+        if (head.content_length or 0) > self.options.max_body_bytes:
+            return self.refuse(route.dialect, self.too_large(), head, close=True)
+        content_type = head.header(b"content-type")
+        if head.has_body and not _JSON.fullmatch(content_type or ""):
+            found = shown(content_type) if content_type else "missing"
+            message = f"The content type is {found}; send the body as application/json."
+            error = StreamError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, message, "unsupported_media_type")
+            return self.refuse(route.dialect, error, head)
+        return Exchange(self, route.dialect, route.id_prefix, head, now)
 
     def refuse(
         self,
@@ -239,7 +253,7 @@ class Service:
         """Word the answer to bytes that were no request at all, or only a piece of one."""
         words = f"{message[:1].upper()}{message[1:]}."
         error = StreamError(ErrorKind.INVALID_REQUEST, words, "bad_request", status=status)
-        return self.refuse(dialect or _PLAIN, error, None, close=True)
+        return self.refuse(dialect or PLAIN, error, None, close=True)
 
     def shutting_down(self) -> StreamError:
         """The error that ends a stream, or refuses one, because the server is going down."""
@@ -371,106 +385,6 @@ class Service:
         return StreamDelivery(encoder, framing, about_stream, refuse, self.options.delivery, now, greets=greets)
 
 
-class _Route(Struct, frozen=True):
-    """What is found under a path and method."""
-
-    handle: Callable[[Service, _Route, RequestHead, int], Reply | Exchange]
-    """What answers."""
-    dialect: Dialect
-    """The language of its errors and answers."""
-    generates: bool = False
-    """Whether it runs a model: then the strictest rules hold."""
-    id_prefix: str = ""
-    """How its streams' ids begin."""
-    guarded: bool = True
-    """Whether Host and Origin are looked at."""
-
-
-def _health(service: Service, route: _Route, head: RequestHead, now: int) -> Reply:
-    del route, now
-    return _json(service, b'{"status":"ok"}', head)
-
-
-def _ready(service: Service, route: _Route, head: RequestHead, now: int) -> Reply:
-    del now
-    if service.draining:
-        return service.refuse(route.dialect, service.shutting_down(), head)
-    return _json(service, b'{"status":"ready"}', head)
-
-
-def _page(service: Service, route: _Route, head: RequestHead, now: int) -> Reply:
-    del now
-    if not service.options.page:
-        error = StreamError(ErrorKind.NOT_FOUND, "There is no page here.", "not_found")
-        return service.refuse(route.dialect, error, head)
-    headers = (
-        ("content-type", "text/html; charset=utf-8"),
-        ("content-security-policy", "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"),
-        ("x-content-type-options", "nosniff"),
-    )
-    return Reply(200, (*headers, *service.common(head)), service.options.page)
-
-
-def _models(service: Service, route: _Route, head: RequestHead, now: int) -> Reply:
-    del now
-    return _json(service, route.dialect.encode_models(service.models()), head)
-
-
-def _model(service: Service, route: _Route, head: RequestHead, now: int) -> Reply:
-    del now
-    try:
-        card = service.model(unquote(head.path.removeprefix(_MODEL_PATH)))
-    except RequestRefused as refused:
-        return service.refuse(route.dialect, refused.error, head)
-    return _json(service, _CHAT.encode_model(card), head)
-
-
-def _json(service: Service, body: bytes, head: RequestHead) -> Reply:
-    return Reply(200, (("content-type", "application/json"), *service.common(head)), body)
-
-
-def _exchange(service: Service, route: _Route, head: RequestHead, now: int) -> Reply | Exchange:
-    if head.header(b"last-event-id"):
-        # A dropped EventSource reconnects by itself. There is nothing kept to resume from, and without this answer (HTML
-        # standard, 9.2.3: 204 stops it) each drop would run the prompt again.
-        return Reply(204, service.common(head))
-    if service.draining:
-        return service.refuse(route.dialect, service.shutting_down(), head, close=True)
-    if (head.content_length or 0) > service.options.max_body_bytes:
-        return service.refuse(route.dialect, service.too_large(), head, close=True)
-    content_type = head.header(b"content-type")
-    if head.has_body and not _JSON.fullmatch(content_type or ""):
-        found = shown(content_type) if content_type else "missing"
-        message = f"The content type is {found}; send the body as application/json."
-        error = StreamError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, message, "unsupported_media_type")
-        return service.refuse(route.dialect, error, head)
-    return Exchange(service, route.dialect, route.id_prefix, head, now)
-
-
-def _readable(handle: Callable[[Service, _Route, RequestHead, int], Reply], dialect: Dialect) -> Mapping[str, _Route]:
-    return dict.fromkeys(("GET", "HEAD"), _Route(handle, dialect))
-
-
-_CHAT_ROUTE: Final = _Route(_exchange, _CHAT, generates=True, id_prefix="chatcmpl-")
-_PLAIN_ROUTE: Final = _Route(_exchange, _PLAIN, generates=True, id_prefix="tw")
-
-_ROUTES: Final[Mapping[str, Mapping[str, _Route]]] = {
-    "/chat": {"POST": _PLAIN_ROUTE, "GET": _PLAIN_ROUTE},
-    "/v1/chat/completions": {"POST": _CHAT_ROUTE},
-    "/v1/models": _readable(_models, _CHAT),
-    "/healthz": dict.fromkeys(("GET", "HEAD"), _Route(_health, _PLAIN, guarded=False)),
-    "/readyz": dict.fromkeys(("GET", "HEAD"), _Route(_ready, _PLAIN, guarded=False)),
-    "/": _readable(_page, _PLAIN),
-}
-_MODEL_PATH: Final = "/v1/models/"
-_MODEL_ROUTES: Final = _readable(_model, _CHAT)
-
-
 def _asks_again(head: RequestHead) -> bool:
     """Whether the client is an EventSource, which connects again by itself: it alone asks for this type by GET."""
     return head.method == "GET" and "text/event-stream" in (head.header(b"accept") or "")
-
-
-def _dialect_of(path: str) -> Dialect:
-    """Choose the language in which a path that is not routed is refused."""
-    return _CHAT if path.startswith("/v1/") else _PLAIN
