@@ -13,6 +13,7 @@ from tests.strategies import any_text, texts
 
 from tokenwire.core.collect import Result
 from tokenwire.core.dialects import base
+from tokenwire.core.dialects._incoming_errors import error_from_wire
 from tokenwire.core.dialects.base import ERRORS, Fields, Parameter, ParameterTable, Policy
 from tokenwire.core.errors import LocalProtocolError, RequestRefused
 from tokenwire.core.events import (
@@ -101,7 +102,7 @@ def test_every_failure_can_be_worded_as_an_error() -> None:
 @pytest.mark.parametrize("kind", ErrorKind)
 def test_an_error_comes_back_from_openais_shape_where_its_word_is_its_own(kind: ErrorKind) -> None:
     error = StreamError(kind, "no", "a_code", "field")
-    back = base.error_from_wire(base.openai_error(error))
+    back = error_from_wire(base.openai_error(error))
     lossy = {ErrorKind.METHOD_NOT_ALLOWED, ErrorKind.UNSUPPORTED_MEDIA_TYPE}
     assert back.kind == (ErrorKind.INVALID_REQUEST if kind in lossy else kind)
     assert (back.message, back.code, back.param) == ("no", "a_code", "field")
@@ -120,7 +121,7 @@ def test_an_error_comes_back_from_openais_shape_where_its_word_is_its_own(kind: 
         ({"message": "m", "status": 503}, StreamError(ErrorKind.UNAVAILABLE, "m", status=503)),
         (
             {"message": "m", "type": "x", "code": "model_not_found"},
-            StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found"),
+            StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found", type="x"),
         ),
         ({"detail": [1]}, StreamError(ErrorKind.SERVER, "[1]")),
         ({"odd": 1}, StreamError(ErrorKind.SERVER, '{"odd":1}')),
@@ -128,7 +129,7 @@ def test_an_error_comes_back_from_openais_shape_where_its_word_is_its_own(kind: 
     ],
 )
 def test_an_error_is_read_from_any_shape(value: object, expected: StreamError) -> None:
-    assert base.error_from_wire(value) == expected
+    assert error_from_wire(value) == expected
 
 
 # ---- reading

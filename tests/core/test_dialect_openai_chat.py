@@ -17,7 +17,7 @@ from tokenwire.core.collect import Collector, Result
 from tokenwire.core.contracts import Dialect, ModelCard, ParsedRequest
 from tokenwire.core.dialects.base import MIN_LOGPROB, escape_valid
 from tokenwire.core.dialects.openai_chat import DIALECT, FINISH_REASONS, ChatEncoder
-from tokenwire.core.errors import LocalProtocolError, MalformedData, RequestRefused
+from tokenwire.core.errors import LocalProtocolError, RequestRefused
 from tokenwire.core.events import (
     ChoiceEnd,
     ErrorKind,
@@ -414,9 +414,21 @@ def test_messy_chunks_say_what_they_mean(wire: bytes, events: list[Event]) -> No
     ("wire", "events"),
     [
         pytest.param(ROLE + STOP, [BEGUN, ChoiceEnd(), StreamEnd()], id="no [DONE] after a finish"),
-        pytest.param(ROLE + DONE, [BEGUN, ChoiceEnd(0, FinishReason.OTHER), StreamEnd()], id="[DONE] without a finish"),
         pytest.param(
-            chunk(finish="abort") + DONE, [BEGUN, ChoiceEnd(0, FinishReason.OTHER), StreamEnd()], id="an unknown word"
+            chunk({"content": "a"}) + DONE,
+            [BEGUN, TextDelta("a"), ChoiceEnd(0, FinishReason.OTHER), StreamEnd()],
+            id="[DONE] without a finish",
+        ),
+        pytest.param(
+            chunk({"content": "a"}, finish="Repetition") + DONE,
+            [
+                BEGUN,
+                TextDelta("a"),
+                ProviderData("finish_reason", "Repetition"),
+                ChoiceEnd(0, FinishReason.OTHER),
+                StreamEnd(),
+            ],
+            id="an unknown word",
         ),
         pytest.param(
             chunk({"content": "a"}, finish="") + STOP + chunk({"content": "late"}) + STOP,
@@ -478,15 +490,16 @@ def test_messy_streams_end_once(wire: bytes, events: list[Event]) -> None:
         (b"", False, "the input is empty"),
         (b"<html>502</html>", False, "no event came"),
         (b": ka\n" * 3, False, "no event came"),
-        (DONE, False, "[DONE] came before any choice"),
-        (sse({"choices": [], "usage": {}}) + DONE, True, "[DONE] came before any choice"),
+        (DONE, False, "[DONE] came before an answer"),
+        (sse({"choices": [], "usage": {}}) + DONE, True, "[DONE] came before an answer"),
+        (ROLE + DONE, True, "[DONE] came before an answer"),
         (ROLE, True, "the input ended before every choice had finished"),
         (STOP + chunk({"content": "b"}, index=1), True, "the input ended before every choice had finished"),
     ],
 )
 def test_truncation_is_named(wire: bytes, began: bool, reason: str) -> None:
     events = decode(wire)
-    assert events[-1] == StreamTruncated(reason, len(wire))
+    assert events[-1] == StreamTruncated(reason, 0 if DONE in wire else len(wire))
     assert isinstance(events[0], StreamStart) is began
 
 
@@ -507,6 +520,82 @@ def test_what_is_not_a_chunk_ends_the_stream_with_an_error(wire: bytes) -> None:
     assert events[0] == BEGUN
     assert isinstance(events[-1], StreamError)
     assert events[-1].code == "malformed_stream"
+
+
+SAID = chunk({"content": "a"})
+USED = sse({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+@given(st.data())
+def test_an_end_without_done_is_whole_between_events_only(terminated: bool, data: st.DataObject) -> None:
+    """Every cut of what follows the finish is a truncation, but where a whole event lacks its blank line."""
+    tail = USED + (DONE if terminated else b"")
+    cut = data.draw(st.integers(0, len(tail)))
+    ends = {0, *(at for at in range(len(tail) + 1) if tail[:at].rstrip(b"\n") in {USED.rstrip(), tail.rstrip()})}
+    last = decode(SAID + STOP + tail[:cut])[-1]
+    assert isinstance(last, StreamEnd if cut in ends else StreamTruncated)
+
+
+def test_a_reason_beside_text_is_told_when_no_more_comes() -> None:
+    decoder = DIALECT.decoder()
+    assert list(decoder.receive_data(chunk({"content": "a"}, finish="stop"))) == [BEGUN, TextDelta("a")]
+    assert list(decoder.receive_data(USED)) == [ChoiceEnd(), UsageReport(5, 2)]
+    assert list(decoder.receive_eof()) == [StreamEnd()]
+
+
+def test_a_reason_beside_text_waits_for_its_own_choice_only() -> None:
+    decoder = DIALECT.decoder()
+    decoder.receive_data(SAID + chunk({"content": "b"}, index=1))
+    assert list(decoder.receive_data(chunk({"content": "c"}, index=1, finish="stop"))) == [TextDelta("c", 1)]
+    assert list(decoder.receive_data(SAID)) == [ChoiceEnd(1), TextDelta("a")]
+    assert type(decoder.receive_eof()[-1]) is StreamTruncated
+
+
+def test_a_choice_that_is_open_again_must_finish_again() -> None:
+    wire = chunk({"content": "a"}, finish="stop") + chunk({"content": "b"})
+    assert decode(wire)[1:] == [
+        TextDelta("a"),
+        TextDelta("b"),
+        StreamTruncated("the input ended before every choice had finished", len(wire)),
+    ]
+
+
+def test_an_error_after_the_finish_is_an_error() -> None:
+    wire = STOP + sse({"error": {"message": "m"}})
+    for whole in (wire, wire.rstrip()):
+        assert decode(whole) == [BEGUN, ChoiceEnd(), StreamError(ErrorKind.SERVER, "m")]
+
+
+def test_groqs_error_and_usage_are_read_without_choices() -> None:
+    usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    assert decode(STOP + sse({"x_groq": usage}))[2:] == [UsageReport(1, 2), StreamEnd()]
+    assert decode(sse({"x_groq": {"error": "over capacity"}})) == [StreamError(ErrorKind.SERVER, "over capacity")]
+
+
+def test_an_answer_that_is_no_stream_is_kept_up_to_a_limit() -> None:
+    answer = {
+        "id": "c",
+        "created": 1,
+        "model": "m",
+        "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}],
+    }
+    body = json.dumps(answer).encode()
+    assert decode(*(body[at : at + 1] for at in range(len(body)))) == [BEGUN, TextDelta("a"), ChoiceEnd(), StreamEnd()]
+    assert decode(b"\xef\xbb\xbf\n" + body)[-1] == StreamEnd()
+    long = body.replace(b'"a"', b'"a"' + b" " * 2**20)
+    assert decode(long) == [StreamTruncated("no event came", len(long))]
+
+
+def test_usage_never_falls() -> None:
+    counts = [(5, 2), (5, 1), (0, 0), (6, 2)]
+    wire = SAID + b"".join(chunk({}, usage={"prompt_tokens": a, "completion_tokens": b}) for a, b in counts)
+    assert [event for event in decode(wire) if isinstance(event, UsageReport)] == [UsageReport(5, 2), UsageReport(6, 2)]
+
+
+def test_a_reason_that_is_an_object_says_its_type() -> None:
+    wire = SAID + sse({"choices": [{"index": 0, "delta": {}, "finish_reason": {"type": "length", "length": 4}}]})
+    assert decode(wire)[-2:] == [ChoiceEnd(0, FinishReason.LENGTH), StreamEnd()]
 
 
 def test_a_line_without_end_ends_the_stream_with_an_error() -> None:
@@ -541,7 +630,8 @@ def test_bytes_of_logprobs_that_are_no_bytes_are_dropped() -> None:
 @given(legal_streams(2))
 def test_a_whole_answer_is_decoded_to_the_same_result(events: list[Event]) -> None:
     result = fold(events)
-    assert as_decoded(DIALECT.decode_result(DIALECT.encode_result(result, PLAIN_REQUEST))) == as_decoded(result)
+    decoded = fold(DIALECT.decode_result(DIALECT.encode_result(result, PLAIN_REQUEST)))
+    assert as_decoded(decoded) == as_decoded(result)
 
 
 def test_a_whole_answer_has_openais_shape() -> None:
@@ -581,13 +671,29 @@ def test_a_broken_result_is_no_whole_answer() -> None:
 
 def test_an_error_body_is_decoded_to_a_failed_result() -> None:
     body = DIALECT.encode_error(StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found", "model"))
-    assert DIALECT.decode_result(body).terminal == StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found", "model")
+    assert DIALECT.decode_result(body) == [StreamError(ErrorKind.NOT_FOUND, "m", "model_not_found", "model")]
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"choices":[]}', b"\xff", b'"\xff"'])
-def test_what_is_no_answer_is_malformed(body: bytes) -> None:
-    with pytest.raises(MalformedData):
-        DIALECT.decode_result(body)
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"[1]", b"{}", b'{"choices":[]}', b"\xff", b'"\xff"', b"{]"])
+def test_what_is_no_answer_is_a_malformed_answer(body: bytes) -> None:
+    *before, last = DIALECT.decode_result(body)
+    assert isinstance(last, StreamError)
+    assert (before, last.kind, last.code) == ([], ErrorKind.SERVER, "malformed_answer")
+
+
+@pytest.mark.parametrize("body", [b"", b" \n", b'{"choices":[{"message":{"content":"Tw', b'[{"error":{"mess'])
+def test_a_whole_answer_that_is_not_whole_is_truncated(body: bytes) -> None:
+    assert [type(event) for event in DIALECT.decode_result(body)] == [StreamTruncated]
+
+
+def test_an_answer_may_come_as_a_stream_though_none_was_asked_for() -> None:
+    assert DIALECT.decode_result(ROLE + chunk({"content": "a"}) + STOP + DONE) == [
+        BEGUN,
+        TextDelta("a"),
+        ChoiceEnd(),
+        StreamEnd(),
+    ]
+    assert type(DIALECT.decode_result(ROLE)[-1]) is StreamTruncated
 
 
 def test_models_are_listed_and_shown() -> None:

@@ -308,7 +308,7 @@ def test_whatever_comes_there_is_exactly_one_terminal_event(pieces: list[bytes])
             id="an error that is retryable by its own word",
         ),
         pytest.param(event({"error": "m"}), [StreamError(ErrorKind.SERVER, "m")], id="an error as text"),
-        pytest.param(DONE, [StreamTruncated("[DONE] came before any token", len(DONE))], id="[DONE] alone"),
+        pytest.param(DONE, [StreamTruncated("[DONE] came before any token")], id="[DONE] alone"),
         pytest.param(b"", [StreamTruncated("the input ended before [DONE]")], id="nothing"),
         pytest.param(
             TOKEN, [BEGUN, TextDelta("a"), StreamTruncated("the input ended before [DONE]", len(TOKEN))], id="cut"

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 __all__ = ["FORMATS", "Failure", "ProgramError", "Question", "Tally", "load", "main", "questions", "run"]
 
-FORMATS = ("sse", "ndjson", "utf8", "stops")
+FORMATS = ("sse", "ndjson", "utf8", "stops", "openai_chat")
 HERE = Path(__file__).resolve().parent
 SHOWN_FAILURES = 20
 
@@ -29,8 +29,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ndjson": {"values": [], "truncated": False, "error": False},
     "utf8": {"text": "", "invalid": False, "truncated": False},
     "stops": {"text": "", "held": "", "stop": None},
+    "openai_chat": {"choices": [], "usage": None, "end": "finished"},
 }
 NEW_EVENT = {"event": "message", "data": "", "id": ""}
+NEW_CHOICE: dict[str, Any] = {
+    "index": 0,
+    "text": "",
+    "reasoning": "",
+    "refusal": "",
+    "tool_calls": [],
+    "finish_reason": None,
+}
+NEW_USAGE = {"input_tokens": 0, "output_tokens": 0, "cached_tokens": 0, "reasoning_tokens": 0}
+# Compared only where the vector says them: what an error means that the server did not word is the decoder's to say.
+ERROR_MEMBERS = ("error_kind", "error_message", "error_code")
 
 
 class ProgramError(Exception):
@@ -86,6 +98,10 @@ def expected_answer(name: str, vector: dict[str, Any], *, strict: bool) -> dict[
     expected = {member: vector.get(member, default) for member, default in DEFAULTS[name].items()}
     if name == "sse":
         expected["events"] = [NEW_EVENT | event for event in vector["events"]]
+    if name == "openai_chat":
+        expected["choices"] = [NEW_CHOICE | choice for choice in vector["choices"]]
+        expected["usage"] = vector.get("usage") and NEW_USAGE | vector["usage"]
+        expected |= {member: vector[member] for member in ERROR_MEMBERS if member in vector}
     return expected
 
 

@@ -10,7 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from tokenwire.core import ndjson, sse
+from tokenwire.core.collect import ChoiceResult, Collector
+from tokenwire.core.dialects import openai_chat
 from tokenwire.core.errors import RemoteProtocolError
+from tokenwire.core.events import StreamEnd, StreamError, StreamTruncated
 from tokenwire.core.text import StopScanner, Utf8Assembler
 
 __all__ = ["answer"]
@@ -64,11 +67,44 @@ def scan(asked: dict[str, Any]) -> dict[str, Any]:
     return {"text": text, "held": scanner.flush(), "stop": scanner.stop}
 
 
+def decode_chat(asked: dict[str, Any]) -> dict[str, Any]:
+    decoder, collector = openai_chat.DIALECT.decoder(), Collector()
+    for piece in asked["pieces"]:
+        for event in decoder.receive_data(piece.encode("latin-1")):
+            collector.receive(event)
+    for event in decoder.receive_eof():
+        collector.receive(event)
+    result = collector.result()
+    answered: dict[str, Any] = {
+        "choices": [show_choice(choice) for choice in result.choices],
+        "usage": None if result.usage is None else show(result.usage, USAGE),
+        "end": ENDS[type(result.terminal)],
+    }
+    if isinstance(result.terminal, StreamError):
+        answered |= {f"error_{member}": value for member, value in show(result.terminal, ERROR).items()}
+    return answered
+
+
+def show_choice(choice: ChoiceResult) -> dict[str, Any]:
+    calls = [{"id": call.call_id, "name": call.name, "arguments": call.arguments} for call in choice.tool_calls]
+    return {**show(choice, CHOICE), "tool_calls": calls, "finish_reason": choice.reason}
+
+
+def show(value: msgspec.Struct, members: tuple[str, ...]) -> dict[str, Any]:
+    return {member: getattr(value, member) for member in members}
+
+
+CHOICE: Final = ("index", "text", "reasoning", "refusal")
+USAGE: Final = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+ERROR: Final = ("kind", "message", "code")
+ENDS: Final[dict[type[Any], str]] = {StreamEnd: "finished", StreamError: "error", StreamTruncated: "truncated"}
+
 ANSWERS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "sse": decode_sse,
     "ndjson": decode_ndjson,
     "utf8": assemble,
     "stops": scan,
+    "openai_chat": decode_chat,
 }
 
 

@@ -20,7 +20,7 @@ Who writes to them:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -31,6 +31,7 @@ from .request import GenerationRequest
 from .stream import Item
 
 __all__ = [
+    "ANY_MODEL",
     "Batch",
     "Carrier",
     "Decoder",
@@ -54,6 +55,9 @@ __all__ = [
 EventT_co = TypeVar("EventT_co", covariant=True)
 
 Headers = tuple[tuple[str, str], ...]
+
+ANY_MODEL: Final = "any_model"
+"""What a source has in `honours` that is asked for models which it does not list."""
 
 
 class Principal(Struct, frozen=True):
@@ -93,7 +97,7 @@ class ResponseHead(Struct, frozen=True):
     status: int
     """The HTTP status."""
     headers: Headers = ()
-    """Names in lower case, values without CR, LF and NUL; nothing about framing or connection."""
+    """Names in lower case, values without CR, LF and NUL; nothing about framing, and of the connection only its upgrade."""
 
 
 class Reply(Struct, frozen=True):
@@ -227,6 +231,40 @@ class Dialect(Protocol):
         """Encode the body of an error answer."""
         ...
 
+    def encode_request(self, request: GenerationRequest) -> bytes:
+        """Encode the body that asks another server of this dialect for a request.
+
+        It says `stream` as the request does, and asks for token counts where `include_usage` does and the dialect has
+        a word for it. `parse_request` reads it back as the same request, less what the dialect cannot say and what is
+        ignorable there.
+
+        Raises:
+            RequestRefused: the dialect has no word for a field that must be honoured; the error names the field.
+        """
+        ...
+
+    def decode_result(self, body: bytes) -> Sequence[Event]:
+        """Decode a whole answer of another server, one that was not asked for as a stream.
+
+        It raises nothing: whatever the body is, its events pass the grammar and the last is the one terminal event.
+        That is StreamEnd for a whole answer, StreamError for an error in the place of one and for a body that is
+        neither, StreamTruncated for one that breaks off.
+        """
+        ...
+
+    def decode_error(self, status: int, body: bytes) -> StreamError:
+        """Decode the body of another server's error answer.
+
+        It raises nothing: a proxy's page, an empty body and bytes that mean nothing give an error that says so. The
+        status decides the kind; message, code, param and type are the server's own, bounded and on one line. The
+        caller adds what the head says, such as Retry-After.
+
+        Args:
+            status: the answer's HTTP status.
+            body: its body, or as much of its beginning as the caller keeps.
+        """
+        ...
+
     def encode_models(self, models: Sequence[ModelCard]) -> bytes:
         """Encode the list of models."""
         ...
@@ -285,14 +323,15 @@ class Source(Protocol):
 
     @property
     def models(self) -> Sequence[ModelCard]:
-        """What can be asked for; the first is the default."""
+        """What can be asked for; the first is the default. A backend that learns its models keeps one list up to date."""
         ...
 
     @property
     def honours(self) -> frozenset[str]:
         """Fields of GenerationRequest that it acts on by itself.
 
-        `max_tokens` and `stop` are seen to by the core where they are missing here.
+        `max_tokens` and `stop` are seen to by the core where they are missing here. `ANY_MODEL` among them says that a
+        name which `models` does not list is the backend's own to accept or to refuse.
         """
         ...
 

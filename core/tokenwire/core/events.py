@@ -244,6 +244,8 @@ class StreamError(Struct, frozen=True, gc=False):
     """How long the client should wait before it asks again, in nanoseconds."""
     retryable: bool = False
     """Whether the same request may succeed later."""
+    type: str | None = None
+    """The provider's own word for its sort where that differs from the kind's."""
 
 
 class StreamCancelled(Struct, frozen=True, gc=False):

@@ -12,13 +12,17 @@ from typing import Final, NamedTuple
 
 from .text import repair_surrogates
 
-__all__ = ["Folded", "Template", "chunk", "fold_bare", "fold_chunked"]
+__all__ = ["BORDER", "Folded", "Template", "chunk", "fold_bare", "fold_chunked", "fold_messages"]
 
 _TABLED: Final = 4096
 """Frames shorter than this take their lead from a table: an OpenAI chunk of one token has about 200 bytes."""
 
 _SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(_TABLED))
 _NO_LEADS: Final = (b"",) * _TABLED
+
+
+BORDER: Final = b"\xff"
+"""Stands between the messages of one payload where a dialect says several at once; a byte that no UTF-8 text has."""
 
 
 class Template(NamedTuple):
@@ -91,6 +95,11 @@ def fold_bare(template: Template) -> Folded:
 def fold_chunked(template: Template) -> Folded:
     """Fold a template into one HTTP chunk a token (RFC 9112, 7.1)."""
     return Folded(template, _SIZE_LINES, _size_line, b"\r\n")
+
+
+def fold_messages(template: Template) -> Folded:
+    """Fold a template into messages that somebody else frames: each has a BORDER behind it."""
+    return Folded(template, _NO_LEADS, _no_lead, BORDER)
 
 
 def _no_lead(size: int) -> bytes:

@@ -127,6 +127,11 @@ class Decoder(LineDecoder[ServerSentEvent]):
             self._fast_bytes = self._max_fast_bytes
         return events
 
+    @property
+    def holds(self) -> bool:
+        """Whether an end of input would cut something off now: a line, or an event that its blank line would dispatch."""
+        return not self._closed and (bool(self._start) or self._lines.held > 0 or self._in_event())
+
     def _take_blocks(self, text: str) -> list[ServerSentEvent]:
         """Interprets blocks with LF only, within the limits.
 
@@ -168,7 +173,7 @@ class Decoder(LineDecoder[ServerSentEvent]):
 
     def _take_rest(self) -> tuple[list[ServerSentEvent], bool]:
         # 9.2.5: an incomplete event is not dispatched.
-        return [], bool(self._start) or self._lines.held > 0 or self._in_event()
+        return [], self.holds
 
     def _take_lines(self, lines: list[bytes], items: list[ServerSentEvent]) -> None:
         for line in lines:

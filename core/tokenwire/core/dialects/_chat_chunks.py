@@ -21,6 +21,7 @@ __all__ = [
     "WireChunk",
     "WireDelta",
     "WireFunction",
+    "WireGroq",
     "WireLogprobs",
     "WireOutputDetails",
     "WirePromptDetails",
@@ -89,6 +90,8 @@ class WireChoice(Struct):
     message: WireDelta | None = None
     finish_reason: str | None = None
     logprobs: WireLogprobs | None = None
+    usage: WireUsage | None = None
+    error: Any = None
 
 
 class WirePromptDetails(Struct, gc=False):
@@ -111,6 +114,17 @@ class WireUsage(Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens_details: WirePromptDetails | None = None
     completion_tokens_details: WireOutputDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+
+
+class WireGroq(Struct):
+    """What Groq says beside the chunk."""
+
+    usage: WireUsage | None = None
+    error: Any = None
 
 
 class WireChunk(Struct):
@@ -122,6 +136,7 @@ class WireChunk(Struct):
     choices: list[WireChoice] | None = None
     usage: WireUsage | None = None
     error: Any = None
+    x_groq: WireGroq | None = None
 
 
 _decode_chunk: Final = msgspec.json.Decoder(WireChunk).decode
@@ -150,41 +165,47 @@ def _repair_chunk(data: str | bytes) -> WireChunk:
         value = _decode_any(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedData(f"a chunk is not JSON: {error}") from None
+    if value is None:
+        return WireChunk()
     if not isinstance(value, dict):
         raise MalformedData("a chunk is not a JSON object")
     members = _object(cast("object", value))
-    choices = [_repair_choice(_object(choice)) for choice in _list(members.get("choices"))]
-    usage = members.get("usage")
+    choices = members.get("choices")
+    groq = _object(members.get("x_groq"))
     return WireChunk(
         _string(members.get("id")),
         _integer(members.get("created")),
         _string(members.get("model")),
-        choices,
-        _repair_usage(_object(usage)) if usage else None,
+        None if choices is None else [_repair_choice(_object(choice)) for choice in _list(choices) if choice],
+        _repair_usage(members.get("usage")),
         members.get("error"),
+        WireGroq(_repair_usage(groq.get("usage")), groq.get("error")),
     )
 
 
 def _repair_choice(members: dict[str, Any]) -> WireChoice:
-    message = members.get("delta") or members.get("message")
+    finish: object = members.get("finish_reason")
     return WireChoice(
         _integer(members.get("index")),
-        _repair_delta(_object(message)),
+        _repair_delta(_object(members.get("delta") or members.get("message"))),
         None,
-        _string(members.get("finish_reason")),
+        _string(_object(finish).get("type", finish)),
         _repair_logprobs(members.get("logprobs")),
+        _repair_usage(members.get("usage")),
+        members.get("error"),
     )
 
 
 def _repair_delta(members: dict[str, Any]) -> WireDelta:
     called = members.get("function_call")
+    content, thinking = _texts_of_parts(members.get("content"))
     return WireDelta(
         _string(members.get("role")),
-        _joined(members.get("content")),
-        _joined(members.get("reasoning_content")),
+        content,
+        _joined(members.get("reasoning_content")) or thinking,
         _joined(members.get("reasoning")),
         _joined(members.get("refusal")),
-        [_repair_call(_object(call)) for call in _list(members.get("tool_calls"))],
+        [_repair_call(_object(call)) for call in _list(members.get("tool_calls")) if call],
         _repair_function(_object(called)) if called else None,
     )
 
@@ -208,13 +229,20 @@ def _repair_logprobs(value: object) -> WireLogprobs | None:
         return None
 
 
-def _repair_usage(members: dict[str, Any]) -> WireUsage:
+def _repair_usage(value: object) -> WireUsage | None:
+    members = _object(value)
+    if not members:
+        return None
     prompt, output = _object(members.get("prompt_tokens_details")), _object(members.get("completion_tokens_details"))
     return WireUsage(
         _integer(members.get("prompt_tokens")),
         _integer(members.get("completion_tokens")),
         WirePromptDetails(_integer(prompt.get("cached_tokens")), _integer(prompt.get("cache_write_tokens"))),
         WireOutputDetails(_integer(output.get("reasoning_tokens"))),
+        _integer(members.get("input_tokens")),
+        _integer(members.get("output_tokens")),
+        _integer(members.get("cached_tokens")),
+        _integer(members.get("prompt_cache_hit_tokens")),
     )
 
 
@@ -223,6 +251,9 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _list(value: object) -> list[object]:
+    """Take a list, also one object in its place."""
+    if isinstance(value, dict):
+        return [cast("object", value)]
     return cast("list[object]", value) if isinstance(value, list) else []
 
 
@@ -240,10 +271,25 @@ def _integer(value: object) -> int | None:
 
 
 def _joined(value: object) -> str | None:
-    """Take text, also as a list of parts, of which those that are text count."""
+    """Take text, also as a list of parts."""
+    return _texts_of_parts(value)[0]
+
+
+def _texts_of_parts(value: object) -> tuple[str | None, str | None]:
+    """Take text, also as a list of parts, of which those that are text count; Mistral's thinking parts apart."""
     if not isinstance(value, list):
-        return _string(value)
-    parts = [
-        part if isinstance(part, str) else _string(_object(part).get("text")) for part in _list(cast("object", value))
-    ]
-    return "".join(part for part in parts if part)
+        return _string(value), None
+    said: list[str] = []
+    thought: list[str] = []
+    for part in cast("list[object]", value):
+        members = _object(part)
+        thinking = members.get("thinking")
+        if thinking is not None:
+            thought.append("".join(_part_text(inner) for inner in _list(thinking)) or _string(thinking) or "")
+        else:
+            said.append(_part_text(part))
+    return "".join(said), "".join(thought)
+
+
+def _part_text(part: object) -> str:
+    return part if isinstance(part, str) else _string(_object(part).get("text")) or ""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from json.encoder import encode_basestring_ascii
-from typing import Annotated, Any, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
@@ -56,7 +56,6 @@ __all__ = [
     "clamp_logprob",
     "encode_json",
     "encode_json_ascii",
-    "error_from_wire",
     "escape_ascii",
     "escape_utf8",
     "escape_valid",
@@ -65,6 +64,7 @@ __all__ = [
     "ignored_names",
     "invalid_request",
     "is_retryable",
+    "kind_of_status",
     "merge_fields",
     "missing_parameter",
     "openai_error",
@@ -153,19 +153,6 @@ _BY_STATUS: Final = {row.status: kind for kind, row in ERRORS.items()} | {
     502: ErrorKind.UNAVAILABLE,
 }
 
-_BY_WORD: Final[Mapping[str, ErrorKind]] = {ERRORS[kind].type: kind for kind in reversed(ErrorKind)} | {
-    "api_error": ErrorKind.SERVER,
-    "context_length_exceeded": ErrorKind.INVALID_REQUEST,
-    "insufficient_quota": ErrorKind.RATE_LIMIT,
-    "internal_error": ErrorKind.SERVER,
-    "internal_server_error": ErrorKind.SERVER,
-    "invalid_api_key": ErrorKind.AUTHENTICATION,
-    "model_not_found": ErrorKind.NOT_FOUND,
-    "overloaded": ErrorKind.OVERLOADED,
-    "rate_limit_exceeded": ErrorKind.RATE_LIMIT,
-    "timeout": ErrorKind.TIMEOUT,
-}
-
 
 def status_of(error: StreamError) -> int:
     """Say with which HTTP status an error is answered.
@@ -178,8 +165,8 @@ def status_of(error: StreamError) -> int:
 
 
 def type_of(error: StreamError) -> str:
-    """Say which `type` word an error has in OpenAI-like dialects."""
-    return ERRORS[error.kind].type
+    """Say which `type` word an error has in OpenAI-like dialects: its provider's own, or its kind's."""
+    return error.type or ERRORS[error.kind].type
 
 
 def is_retryable(error: StreamError) -> bool:
@@ -204,51 +191,9 @@ def failure_of(terminal: Failure) -> StreamError:
             return StreamError(ErrorKind.SERVER, f"The stream was cancelled by the {by}.", "cancelled")
 
 
-def error_from_wire(value: object) -> StreamError:
-    """Read an error object of any shape, as servers send it beside or instead of a stream's chunks.
-
-    Args:
-        value: what the `error` member held: an object with any members, or a plain text.
-    """
-    members = cast("dict[str, Any]", value) if isinstance(value, dict) else {"message": value}
-    code, word, param = members.get("code"), members.get("type"), members.get("param")
-    status = _status_number(code, members.get("status"))
-    return StreamError(
-        _kind_of(code, word, status),
-        _message_of(members),
-        None if code is None else _text(code),
-        None if param is None else _text(param),
-        status,
-    )
-
-
-def _status_number(*candidates: object) -> int | None:
-    """Find an HTTP status among members that hold a number, or a number as text."""
-    for value in candidates:
-        number = int(value) if isinstance(value, str) and re.fullmatch("[45][0-9]{2}", value) else value
-        if isinstance(number, int) and 400 <= number <= 599:
-            return number
-    return None
-
-
-def _kind_of(code: object, word: object, status: int | None) -> ErrorKind:
-    for name in (code, word):
-        if isinstance(name, str) and name in _BY_WORD:
-            return _BY_WORD[name]
-    if status is None:
-        return ErrorKind.SERVER
-    return _BY_STATUS.get(status, ErrorKind.INVALID_REQUEST if status < 500 else ErrorKind.SERVER)
-
-
-def _message_of(members: dict[str, Any]) -> str:
-    for name in ("message", "error", "detail"):
-        if members.get(name):
-            return _text(members[name])
-    return _text(members)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else encode_json(value).decode()
+def kind_of_status(status: int) -> ErrorKind:
+    """Say which kind an error answer's status stands for; what is no status of an error is the server's fault."""
+    return _BY_STATUS.get(status, ErrorKind.INVALID_REQUEST if 400 <= status < 500 else ErrorKind.SERVER)
 
 
 # ------------------------------------------------------------------------------------------------- refused requests
@@ -394,11 +339,14 @@ class ParameterTable:
         parameters: name on the wire, and what it is.
     """
 
-    __slots__ = ("_decoders", "_parameters")
+    __slots__ = ("_decode_known", "_decoders", "_parameters")
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = dict(parameters)
         self._decoders = {name: msgspec.json.Decoder(known.type) for name, known in parameters.items()}
+        make: Any = TypedDict  # type checkers know it with a literal only
+        known = make("known", {name: known.type | None for name, known in parameters.items()}, total=False)
+        self._decode_known: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(known).decode
 
     def read(self, body: bytes) -> Fields:
         """Read a body.
@@ -407,9 +355,14 @@ class ParameterTable:
             RequestRefused: it is not a JSON object, or a known field has a wrong type or is out of its range.
         """
         raw = _read_object(body)
-        values = {
-            name: self._decode(name, value) for name, value in raw.items() if name in self._decoders and value != _NULL
-        }
+        try:
+            values = self._decode_known(body)  # all at once; an error is worded by the field that has it
+        except (msgspec.DecodeError, RecursionError):
+            values = {name: self._decode(name, value) for name, value in raw.items() if name in self._decoders}
+        if None in values.values():
+            values = {name: value for name, value in values.items() if value is not None}
+        if len(values) == len(raw):
+            return Fields(values)
         return Fields(values, tuple(name for name in raw if name not in self._decoders))
 
     def read_query(self, query: Mapping[str, str]) -> Fields:
@@ -444,9 +397,11 @@ class ParameterTable:
                 message = f"Unsupported parameter: '{name}' cannot be honoured by this model."
                 raise invalid_request(message, name, "unsupported_parameter")
             ignored.append(name)
-        return ignored_names((*ignored, *fields.unknown))
+        return ignored_names((*ignored, *fields.unknown)) if ignored or fields.unknown else ()
 
     def _decode(self, name: str, raw: msgspec.Raw) -> Any:
+        if raw == _NULL:
+            return None
         try:
             return self._decoders[name].decode(raw)
         except msgspec.ValidationError as error:
@@ -512,7 +467,7 @@ def encode_json(value: object) -> bytes:
     try:
         return _encode(value)
     except UnicodeEncodeError:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, separators=(",", ":"))
         return repair_surrogates(text).encode()
 
 

@@ -6,16 +6,16 @@ an id, and turns any later blank line into an event that it cannot parse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal
 
 from tokenwire.core.collect import ChoiceResult, Result
 from tokenwire.core.contracts import Decoder, ModelCard, ParsedRequest, Template
 from tokenwire.core.events import (
     ChoiceEnd,
     Event,
+    Failure,
     FinishReason,
-    ProviderData,
     ReasoningDelta,
     RefusalDelta,
     StreamCancelled,
@@ -30,10 +30,12 @@ from tokenwire.core.events import (
     TopLogprob,
     UsageReport,
 )
-from tokenwire.core.request import GenerationRequest, ToolCall
+from tokenwire.core.request import GenerationRequest
 
 from ._chat_decoder import ChatDecoder, decode_chat_result
+from ._chat_outgoing import call_object, encode_chat_request
 from ._chat_request import parse_chat_request
+from ._incoming_errors import error_from_body
 from .base import (
     clamp_logprob,
     encode_json,
@@ -106,20 +108,8 @@ class ChatEncoder:
             template = self._templates.get(event.choice)
             if template is not None:
                 return template.prefix + escape_utf8(event.text) + template.suffix
-        match event:
-            case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStart() | ToolCallDelta() | ChoiceEnd():
-                return self._open_up_to(event.choice) + self._encode_in_choice(event)
-            case StreamStart():
-                return self._encode_start(event)
-            case UsageReport():
-                self._usage = event
-                return b""
-            case StreamEnd():
-                return self._encode_usage() + _DONE
-            case StreamError() | StreamCancelled() | StreamTruncated():
-                return _data({"error": openai_error(failure_of(event))})
-            case ProviderData():
-                return b""
+        encode = self._ENCODERS.get(type(event))
+        return b"" if encode is None else encode(self, event)
 
     def _encode_start(self, start: StreamStart) -> bytes:
         self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
@@ -142,38 +132,48 @@ class ChatEncoder:
         self._opened = choice + 1
         return b"".join(chunks)
 
+    def _delta(self, choice: int, delta: bytes, logprobs: bytes = b"") -> bytes:
+        """Write a chunk of a choice, after the role chunks that are due before it."""
+        return self._open_up_to(choice) + self._chunk(choice, delta, logprobs)
+
     def _chunk(self, choice: int, delta: bytes, logprobs: bytes = b"") -> bytes:
         return b'%b{"index":%d,"delta":%b%b%b' % (self._head, choice, delta, logprobs, self._end)
 
-    def _encode_in_choice(
-        self, event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelta | ChoiceEnd
-    ) -> bytes:
-        choice = event.choice
-        match event:
-            case TextDelta():
-                logprobs = b"" if event.logprobs is None else b',"logprobs":' + encode_json(_logprobs(event.logprobs))
-                return self._chunk(choice, b'{"content":%b}' % escape_utf8(event.text), logprobs)
-            case ReasoningDelta():
-                return self._chunk(choice, b'{"reasoning_content":%b}' % escape_utf8(event.text))
-            case RefusalDelta():
-                return self._chunk(choice, b'{"refusal":%b}' % escape_utf8(event.text))
-            case ToolCallStart():
-                return self._chunk(choice, encode_json({"tool_calls": [_call_start(event)]}))
-            case ToolCallDelta():
-                return self._chunk(
-                    choice,
-                    b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}'
-                    % (event.call_index, escape_utf8(event.arguments)),
-                )
-            case ChoiceEnd():
-                self._templates.pop(choice, None)
-                word = FINISH_REASONS[event.reason].encode()
-                return b'%b{"index":%d,"delta":{},"finish_reason":"%b"%b' % (
-                    self._head,
-                    choice,
-                    word,
-                    self._finish_end,
-                )
+    def _encode_text(self, delta: TextDelta) -> bytes:
+        logprobs = b"" if delta.logprobs is None else b',"logprobs":' + encode_json(_logprobs(delta.logprobs))
+        return self._delta(delta.choice, b'{"content":%b}' % escape_utf8(delta.text), logprobs)
+
+    def _encode_reasoning(self, delta: ReasoningDelta) -> bytes:
+        return self._delta(delta.choice, b'{"reasoning_content":%b}' % escape_utf8(delta.text))
+
+    def _encode_refusal(self, delta: RefusalDelta) -> bytes:
+        return self._delta(delta.choice, b'{"refusal":%b}' % escape_utf8(delta.text))
+
+    def _encode_call(self, start: ToolCallStart) -> bytes:
+        return self._delta(start.choice, encode_json({"tool_calls": [_call_start(start)]}))
+
+    def _encode_arguments(self, delta: ToolCallDelta) -> bytes:
+        call = b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}'
+        return self._delta(delta.choice, call % (delta.call_index, escape_utf8(delta.arguments)))
+
+    def _encode_end(self, end: ChoiceEnd) -> bytes:
+        choice = end.choice
+        roles = self._open_up_to(choice)
+        self._templates.pop(choice, None)
+        word = FINISH_REASONS[end.reason].encode()
+        chunk = b'%b{"index":%d,"delta":{},"finish_reason":"%b"%b' % (self._head, choice, word, self._finish_end)
+        return roles + chunk
+
+    def _keep_usage(self, usage: UsageReport) -> bytes:
+        self._usage = usage
+        return b""
+
+    def _encode_done(self, end: StreamEnd) -> bytes:
+        del end
+        return self._encode_usage() + _DONE
+
+    def _encode_failure(self, failure: Failure) -> bytes:
+        return _data({"error": openai_error(failure_of(failure))})
 
     def _encode_usage(self) -> bytes:
         """Write the chunk that must be the last, for openai-python's helper takes the usage of whatever chunk is."""
@@ -181,13 +181,37 @@ class ChatEncoder:
             return b""
         return b'%b],"usage":%b}\n\n' % (self._head, encode_json(usage_object(self._usage)))
 
+    _ENCODERS: ClassVar[Mapping[type, Callable[[ChatEncoder, Any], bytes]]] = {
+        StreamStart: _encode_start,
+        TextDelta: _encode_text,
+        ReasoningDelta: _encode_reasoning,
+        RefusalDelta: _encode_refusal,
+        ToolCallStart: _encode_call,
+        ToolCallDelta: _encode_arguments,
+        ChoiceEnd: _encode_end,
+        UsageReport: _keep_usage,
+        StreamEnd: _encode_done,
+        **dict.fromkeys((StreamError, StreamCancelled, StreamTruncated), _encode_failure),
+    }
+    """What says an event, by its class; of the others nothing is said."""
+
 
 class OpenAIChat:
-    """The dialect."""
+    """The dialect.
+
+    Args:
+        token_limit: the field that asks another server for at most so many tokens. `max_tokens` is what nearly all
+            servers know; OpenAI's own reasoning models refuse it and want `max_completion_tokens`.
+    """
 
     name = "openai_chat"
     media_type = "text/event-stream"
     streams_by_default = False
+
+    __slots__ = ("_token_limit",)
+
+    def __init__(self, *, token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens") -> None:
+        self._token_limit = token_limit
 
     def parse_request(
         self,
@@ -205,14 +229,6 @@ class OpenAIChat:
     def decoder(self) -> Decoder[Event]:
         """Make a decoder of one stream."""
         return ChatDecoder()
-
-    def decode_result(self, body: bytes) -> Result:
-        """Decode a whole answer, or the body of an error answer.
-
-        Raises:
-            MalformedData: it is neither.
-        """
-        return decode_chat_result(body)
 
     def encode_result(self, result: Result, request: GenerationRequest) -> bytes:  # noqa: ARG002  # one form for all
         """Encode a whole, finished answer.
@@ -236,6 +252,18 @@ class OpenAIChat:
         """Encode the body of an error answer."""
         return encode_json({"error": openai_error(error)})
 
+    def encode_request(self, request: GenerationRequest) -> bytes:
+        """Encode the body that asks another server; see `contracts.Dialect`. There is no field without a word."""
+        return encode_chat_request(request, self._token_limit)
+
+    def decode_result(self, body: bytes) -> Sequence[Event]:
+        """Decode a whole answer of another server; see `contracts.Dialect`."""
+        return decode_chat_result(body)
+
+    def decode_error(self, status: int, body: bytes) -> StreamError:
+        """Decode the body of another server's error answer; see `contracts.Dialect`."""
+        return error_from_body(status, body)
+
     def encode_models(self, models: Sequence[ModelCard]) -> bytes:
         """Encode the answer to GET /v1/models."""
         return encode_json({"object": "list", "data": [model_object(model) for model in models]})
@@ -246,7 +274,7 @@ class OpenAIChat:
 
 
 DIALECT: Final = OpenAIChat()
-"""The one instance: a dialect has no state."""
+"""The usual instance: a dialect has no state."""
 
 
 def usage_object(usage: UsageReport) -> dict[str, object]:
@@ -277,10 +305,6 @@ def _call_start(start: ToolCallStart) -> dict[str, object]:
     return {"index": start.call_index, "id": start.call_id, "type": "function", "function": function}
 
 
-def _call_object(call: ToolCall) -> dict[str, object]:
-    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
 def _choice_object(choice: ChoiceResult, role: str) -> dict[str, object]:
     message: dict[str, object] = {
         "role": role,
@@ -290,7 +314,7 @@ def _choice_object(choice: ChoiceResult, role: str) -> dict[str, object]:
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
     if choice.tool_calls:
-        message["tool_calls"] = [_call_object(call) for call in choice.tool_calls]
+        message["tool_calls"] = [call_object(call) for call in choice.tool_calls]
     return {
         "index": choice.index,
         "message": message,

@@ -6,8 +6,9 @@ last is `[DONE]`. ASCII, because clients split lines at U+2028 and U+0085.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import Struct
@@ -19,8 +20,8 @@ from tokenwire.core.errors import LocalProtocolError, MalformedData
 from tokenwire.core.events import (
     ChoiceEnd,
     Event,
+    Failure,
     FinishReason,
-    ProviderData,
     ReasoningDelta,
     RefusalDelta,
     StreamCancelled,
@@ -37,7 +38,10 @@ from tokenwire.core.events import (
 from tokenwire.core.request import GenerationRequest, Message, TextPart
 from tokenwire.core.states import MAX_CALLS
 
+from ._chat_outgoing import messages_to_wire
 from ._chat_request import WireMessages, messages_from_wire, stops_from_wire
+from ._incoming_errors import error_from_body, error_from_wire
+from ._plain_answer import REASONS, WireUsage, decode_plain_answer
 from ._sse_decoder import SseDialectDecoder
 from .base import (
     Fields,
@@ -51,7 +55,6 @@ from .base import (
     Temperature,
     TopP,
     encode_json_ascii,
-    error_from_wire,
     escape_ascii,
     failure_of,
     finished,
@@ -67,8 +70,9 @@ __all__ = ["DIALECT", "RETRY_MS", "Plain", "PlainDecoder", "PlainEncoder"]
 RETRY_MS: Final = 1000
 """The reconnection time that the first event tells an EventSource, in milliseconds."""
 
-_DONE: Final = b"data: [DONE]\n\n"
 _HEARTBEAT: Final = b": ka\n"
+_PLAIN_END: Final = ChoiceEnd()
+_find_unfit: Final = re.compile(r"[\r\n\0]|[^\0-\x7f]").search
 
 
 # ---------------------------------------------------------------------------------------------------------- requests
@@ -92,6 +96,8 @@ _TABLE: Final = ParameterTable(
 
 def _read_fields(body: bytes, query: Mapping[str, str]) -> Fields:
     """Read body and query; the body wins, and its conversation replaces the query's."""
+    if not query:
+        return _TABLE.read(body) if body else Fields({})
     asked = _TABLE.read_query({name: text for name, text in query.items() if name != "messages"})
     if not body:
         return asked
@@ -114,6 +120,29 @@ def _messages(values: Mapping[str, Any]) -> tuple[Message, ...]:
     return messages if system is None else (Message("system", (TextPart(system),)), *messages)
 
 
+def _request_object(request: GenerationRequest) -> dict[str, object]:
+    unsaid = {
+        "n": request.n != 1,
+        "tools": bool(request.tools) and request.tool_choice != "none",
+        "response_format": request.response_format is not None,
+        "logprobs": request.logprobs,
+    }
+    for name, wanted in unsaid.items():
+        if wanted:
+            message = f"Unsupported parameter: '{name}' cannot be said in plain.v1."
+            raise invalid_request(message, name, "unsupported_parameter")
+    optional = {
+        "model": request.model or None,
+        "max_tokens": request.max_tokens,
+        "stop": request.stop or None,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"messages": messages_to_wire(request.messages), "stream": request.stream, **given}
+
+
 # ---------------------------------------------------------------------------------------------------------- encoding
 
 
@@ -129,8 +158,10 @@ class PlainEncoder:
 
     __slots__ = ("_begun", "_end", "_id", "_template", "_usage")
 
+    _done: ClassVar[bytes] = b"data: [DONE]\n\n"
+
     def __init__(self, stream_id: str) -> None:
-        if not stream_id.isascii() or any(character in stream_id for character in "\r\n\0"):
+        if _find_unfit(stream_id):
             raise LocalProtocolError(f"{stream_id!r} cannot be part of an event id")
         self._id = b"\nid: %b." % stream_id.encode()
         self._template = Template(b'data: {"token":', b"}" + self._id, escape_ascii, b"\n\n")
@@ -160,33 +191,48 @@ class PlainEncoder:
         """Encode any event; b"" where the dialect says nothing. The end is told with the usage, at the StreamEnd."""
         if type(event) is TextDelta and not event.choice:
             return self._frame(b'{"token":%b}' % escape_ascii(event.text), number)
-        match event:
-            case StreamStart() | ProviderData():
-                return b""
-            case UsageReport():
-                self._usage = event
-                return b""
-            case StreamEnd():
-                return self._event(_finish_object(self._end or ChoiceEnd(), self._usage), number) + _DONE
-            case StreamError() | StreamCancelled() | StreamTruncated():
-                return self._event({"token": "", "error": _error_object(failure_of(event))}, number) + _DONE
-            case TextDelta():
-                return b""
-            case _ if event.choice:
-                return b""
-            case ChoiceEnd():
-                self._end = event
-                return b""
-            case _:
-                return self._event(_delta_object(event), number)
+        encode = self._ENCODERS.get(type(event))
+        if encode is None or getattr(event, "choice", None):
+            return b""
+        return encode(self, event, number)
 
-    def _event(self, value: dict[str, object], number: int) -> bytes:
+    def _keep_usage(self, usage: UsageReport, number: int) -> bytes:
+        del number
+        self._usage = usage
+        return b""
+
+    def _keep_end(self, end: ChoiceEnd, number: int) -> bytes:
+        del number
+        self._end = end
+        return b""
+
+    def _encode_delta(self, delta: ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelta, number: int) -> bytes:
+        return self._event(_delta_object(delta), number)
+
+    def _encode_finish(self, end: StreamEnd, number: int) -> bytes:
+        del end
+        return self._event(_finish_object(self._end or _PLAIN_END, self._usage), number) + self._done
+
+    def _encode_failure(self, failure: Failure, number: int) -> bytes:
+        return self._event({"token": "", "error": _error_object(failure_of(failure))}, number) + self._done
+
+    _ENCODERS: ClassVar[Mapping[type, Callable[[PlainEncoder, Any, int], bytes]]] = {
+        **dict.fromkeys((ReasoningDelta, RefusalDelta, ToolCallStart, ToolCallDelta), _encode_delta),
+        UsageReport: _keep_usage,
+        ChoiceEnd: _keep_end,
+        StreamEnd: _encode_finish,
+        **dict.fromkeys((StreamError, StreamCancelled, StreamTruncated), _encode_failure),
+    }
+    """What says an event, by its class; of the others nothing is said."""
+
+    def _event(self, value: object, number: int) -> bytes:
         return self._frame(encode_json_ascii(value), number)
 
     def _frame(self, data: bytes, number: int) -> bytes:
-        retry = b"" if self._begun else b"\nretry: %d" % RETRY_MS
+        if self._begun:
+            return b"data: %b%b%d\n\n" % (data, self._id, number)
         self._begun = True
-        return b"data: %b%b%d%b\n\n" % (data, self._id, number, retry)
+        return b"data: %b%b%d\nretry: %d\n\n" % (data, self._id, number, RETRY_MS)
 
 
 def _delta_object(
@@ -204,23 +250,33 @@ def _delta_object(
             return {"token": "", "tool_call": {"index": event.call_index, "arguments": event.arguments}}
 
 
-def _finish_object(end: ChoiceEnd, usage: UsageReport | None) -> dict[str, object]:
-    value: dict[str, object] = {"token": "", "finish_reason": end.reason.value}
-    if end.stop_sequence is not None:
-        value["stop_sequence"] = end.stop_sequence
-    if usage is not None:
-        value["usage"] = _usage_object(usage)
-    return value
+class _Usage(Struct, omit_defaults=True, gc=False):
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
-def _usage_object(usage: UsageReport) -> dict[str, object]:
-    details = {
-        "cached_tokens": usage.cached_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-    }
-    counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-    return {**counts, **{name: count for name, count in details.items() if count}}
+class _Finish(Struct, omit_defaults=True):
+    token: str
+    finish_reason: FinishReason
+    stop_sequence: str | None = None
+    usage: _Usage | None = None
+
+
+def _finish_object(end: ChoiceEnd, usage: UsageReport | None) -> _Finish:
+    return _Finish("", end.reason, end.stop_sequence, None if usage is None else _usage_object(usage))
+
+
+def _usage_object(usage: UsageReport) -> _Usage:
+    return _Usage(
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+    )
 
 
 def _error_object(error: StreamError) -> dict[str, object]:
@@ -260,14 +316,6 @@ class _Call(Struct, gc=False):
     arguments: str | None = None
 
 
-class _Usage(Struct, gc=False):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
 class _Data(Struct):
     token: str = ""
     reasoning: str | None = None
@@ -275,12 +323,11 @@ class _Data(Struct):
     tool_call: _Call | None = None
     finish_reason: str | None = None
     stop_sequence: str | None = None
-    usage: _Usage | None = None
+    usage: WireUsage | None = None
     error: Any = None
 
 
 _decode_data: Final = msgspec.json.Decoder(_Data).decode
-_REASONS: Final = {reason.value: reason for reason in FinishReason}
 
 
 class PlainDecoder(SseDialectDecoder):
@@ -310,7 +357,7 @@ class PlainDecoder(SseDialectDecoder):
         except (msgspec.DecodeError, RecursionError) as error:
             raise MalformedData(str(error)) from None
         if data.error:
-            self._finish(_error_event(data.error), out)
+            self._finish(error_from_wire(data.error), out)
             return
         if not self._started:
             self._started = True
@@ -321,7 +368,7 @@ class PlainDecoder(SseDialectDecoder):
             out.append(UsageReport(*msgspec.structs.astuple(data.usage)))
         if data.finish_reason and not self._ended:
             self._ended = True
-            out.append(ChoiceEnd(0, _REASONS.get(data.finish_reason, FinishReason.OTHER), data.stop_sequence))
+            out.append(ChoiceEnd(0, REASONS.get(data.finish_reason, FinishReason.OTHER), data.stop_sequence))
 
     def _receive_deltas(self, data: _Data, out: list[Event]) -> None:
         if data.reasoning:
@@ -344,7 +391,8 @@ class PlainDecoder(SseDialectDecoder):
 
     def _receive_done(self, out: list[Event]) -> None:
         if not self._started:
-            self._finish(StreamTruncated("[DONE] came before any token", self._bytes_seen), out)
+            # No count: how many bytes had come with it depends on how they were cut.
+            self._finish(StreamTruncated("[DONE] came before any token"), out)
             return
         if not self._ended:
             out.append(ChoiceEnd(0, FinishReason.OTHER))
@@ -352,12 +400,6 @@ class PlainDecoder(SseDialectDecoder):
 
     def _terminal_at_eof(self) -> Terminal:
         return StreamEnd() if self._ended else StreamTruncated("the input ended before [DONE]", self._bytes_seen)
-
-
-def _error_event(value: object) -> StreamError:
-    error = error_from_wire(value)
-    retryable = isinstance(value, dict) and cast("dict[str, Any]", value).get("retryable") is True
-    return msgspec.structs.replace(error, retryable=retryable)
 
 
 # ----------------------------------------------------------------------------------------------------------- dialect
@@ -412,6 +454,22 @@ class Plain:
         value = _error_object(error)
         members = {name: value[name] for name in ("message", "type", "code")}
         return encode_json_ascii({"error": {**members, "param": error.param, "retryable": value["retryable"]}})
+
+    def encode_request(self, request: GenerationRequest) -> bytes:
+        """Encode the body that asks another server; see `contracts.Dialect`.
+
+        Raises:
+            RequestRefused: it wants several choices, tools, a format or log probabilities, for which there is no word.
+        """
+        return encode_json_ascii(_request_object(request))
+
+    def decode_result(self, body: bytes) -> Sequence[Event]:
+        """Decode a whole answer of another server; see `contracts.Dialect`."""
+        return decode_plain_answer(body)
+
+    def decode_error(self, status: int, body: bytes) -> StreamError:
+        """Decode the body of another server's error answer; see `contracts.Dialect`."""
+        return error_from_body(status, body)
 
     def encode_models(self, models: Sequence[ModelCard]) -> bytes:
         """Encode the list of models."""
