@@ -22,7 +22,20 @@ from pathlib import Path
 
 from workloads import STEP_NS, openai_chunk_payload
 
-__all__ = ["BASELINE", "SERVERS", "TARGETS", "Server", "Site", "StartError", "missing_modules", "prepare", "running"]
+__all__ = [
+    "BASELINE",
+    "SERVERS",
+    "TARGETS",
+    "Server",
+    "Site",
+    "StartError",
+    "compile_c",
+    "free_port",
+    "is_healthy",
+    "missing_modules",
+    "prepare",
+    "running",
+]
 
 HERE = Path(__file__).resolve().parent
 BASELINE = "c_loop"
@@ -137,23 +150,34 @@ def prepare(scratch: Path, peers_python: str, core: int, payload: Path | None) -
     bytes_sent = payload.read_bytes() if payload else openai_chunk_payload()
     site = Site(scratch, scratch / "payload", scratch / "c_loop", sys.executable, peers_python, core)
     site.payload.write_bytes(bytes_sent)
-    command = [os.environ.get("CC", "cc"), "-O2", "-o", str(site.c_loop), str(HERE / "c_loop.c")]
+    compile_c(HERE / "c_loop.c", site.c_loop)
+    return site
+
+
+def compile_c(source: Path, target: Path) -> None:
+    """Compiles a program.
+
+    Raises:
+        StartError: there is no C compiler, or it refused.
+    """
+    command = [os.environ.get("CC", "cc"), "-O2", "-o", str(target), str(source)]
     try:
         subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError as error:
         raise StartError(f"no C compiler: {command[0]}") from error
     except subprocess.CalledProcessError as error:
         raise StartError(f"{' '.join(command)}\n{error.stderr}") from error
-    return site
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _is_healthy(port: int) -> bool:
+def is_healthy(port: int) -> bool:
+    """Ask whether a server has come up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/healthz")
@@ -166,20 +190,25 @@ def _is_healthy(port: int) -> bool:
 
 def _await_health(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    while not _is_healthy(port):
+    while not is_healthy(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise StartError(f"{name} did not start (exit code {process.poll()}):\n{log.read_text()[-2000:]}")
         time.sleep(0.05)
 
 
 @contextmanager
-def running(name: str, site: Site) -> Generator[tuple[int, int], None, None]:
+def running(name: str, site: Site, server: Server | None = None) -> Generator[tuple[int, int], None, None]:
     """A fresh process of the named server, answering; yields pid and port, and kills it and its children afterwards.
+
+    Args:
+        name: its key in `SERVERS`, or what its output's file is named by.
+        site: what all servers share.
+        server: how it is started, where it is none of `SERVERS`.
 
     Raises:
         StartError: it ended, or did not answer in time; holds the end of its output.
     """
-    port = _free_port()
+    port = free_port()
     log = site.scratch / f"{name}.log"
     contain = [sys.executable, str(HERE / "contain.py"), str(site.core)]
     environment = os.environ | {
@@ -187,7 +216,7 @@ def running(name: str, site: Site) -> Generator[tuple[int, int], None, None]:
         "TOKENWIRE_BENCH_PAYLOAD": str(site.payload),
         "TOKENWIRE_BENCH_STEP_NS": str(STEP_NS),
     }
-    command = contain + SERVERS[name].command(site, port)
+    command = contain + (server or SERVERS[name]).command(site, port)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True

@@ -17,13 +17,15 @@ from urllib.parse import unquote
 
 import h11
 
-from tokenwire.adapters.asgi_carrier import Hall, Message, serve
+from tokenwire.adapters.asgi_carrier import Hall, serve
+from tokenwire.adapters.asgi_messages import Message
 from tokenwire.adapters.timers import Timers
-from tokenwire.core.actions import Abort, Action, Close, Record
+from tokenwire.core.actions import Abort, Action, Close, PeerMachine, Record, Upgrade
 from tokenwire.core.connection import Connection, ConnectionOptions
 from tokenwire.core.contracts import ModelCard, Principal, StreamHandle
 from tokenwire.core.dispatch import Dispatcher
 from tokenwire.core.events import StreamEnd
+from tokenwire.core.peers import PeerShare
 from tokenwire.core.request import GenerationRequest
 from tokenwire.core.service import Service, ServiceOptions
 from tokenwire.core.stream import Item
@@ -43,8 +45,10 @@ __all__ = [
     "ScriptedJob",
     "ScriptedSource",
     "Steps",
+    "asgi_loop",
     "read_answers",
     "request_bytes",
+    "settled",
 ]
 
 SECOND = 1_000_000_000
@@ -145,7 +149,19 @@ class _Facts:
         return WALL_S
 
 
-class Client(Protocol):
+class Party(Protocol):
+    """Whoever is at the other end of a carrier."""
+
+    def tick(self) -> None:
+        """The clock has moved."""
+        ...
+
+    def drain(self) -> None:
+        """The server is going down."""
+        ...
+
+
+class Client(Party, Protocol):
     """One client on one carrier; requests follow each other."""
 
     @property
@@ -165,14 +181,6 @@ class Client(Protocol):
         """Go away, in the middle of an answer or after it."""
         ...
 
-    def tick(self) -> None:
-        """The clock has moved."""
-        ...
-
-    def drain(self) -> None:
-        """The server is going down."""
-        ...
-
 
 class House:
     """Everything behind a carrier, and the clients in front of it.
@@ -182,6 +190,7 @@ class House:
         records: all that was logged.
         reports: exceptions that were reported, with stream ids.
         turns: how often the dispatcher asked for another turn.
+        others: who is told of the time, and of the server's going down, besides the clients.
     """
 
     def __init__(
@@ -207,6 +216,7 @@ class House:
         )
         self._new_client = new_client
         self._clients: list[Client] = []
+        self.others: list[Party] = []
 
     def connect(self) -> Client:
         client = self._new_client(self)
@@ -240,13 +250,13 @@ class House:
 
     def advance(self, nanoseconds: int) -> None:
         self.now += nanoseconds
-        for client in self._clients:
-            client.tick()
+        for party in (*self._clients, *self.others):
+            party.tick()
 
     def drain(self) -> None:
         self.service.draining = True
-        for client in self._clients:
-            client.drain()
+        for party in (*self._clients, *self.others):
+            party.drain()
 
     def _yield_to_loop(self) -> None:
         self.turns += 1
@@ -256,14 +266,17 @@ class MemoryPeer:
     """A connection's carrier whose wire is memory; the test is the transport and the peer.
 
     Attributes:
+        connection: the one on HTTP/1.1.
+        machine: what is driven: the connection, and after an upgrade another.
         received: what the peer has got so far.
         writes: what the core has written, call by call.
         actions: what the connection has asked for, in order.
         room: how many bytes the transport still takes; None for any number.
     """
 
-    def __init__(self, house: House, options: ConnectionOptions | None = None) -> None:
-        self.connection = Connection(house.service, Principal(), house.now, options)
+    def __init__(self, house: House, options: ConnectionOptions | None = None, share: PeerShare | None = None) -> None:
+        self.connection = Connection(house.service, Principal(), house.now, options, share)
+        self.machine: PeerMachine = self.connection
         self.received = bytearray()
         self.writes: list[bytes] = []
         self.actions: list[Action] = []
@@ -291,22 +304,22 @@ class MemoryPeer:
         if not blocked:
             self._transmit()
             if self._waiting:
-                self._perform(self.connection.set_blocked(True, self._house.now))
+                self._perform(self.machine.set_blocked(True, self._house.now))
 
     def settle(self, now: int) -> None:
-        self._perform(self.connection.settle(now))
+        self._perform(self.machine.settle(now))
 
     def receive(self, data: bytes) -> None:
-        self._perform(self.connection.receive_data(data, self._house.now))
+        self._perform(self.machine.receive_data(data, self._house.now))
 
     def end(self) -> None:
         """The peer has ended its side."""
-        self._perform(self.connection.receive_eof(self._house.now))
+        self._perform(self.machine.receive_eof(self._house.now))
 
     def lose(self) -> None:
         """The peer has reset the connection."""
         self._gone = True
-        actions = self.connection.lost(self._house.now)
+        actions = self.machine.lost(self._house.now)
         self.actions += actions
         self._house.dispatcher.perform(actions, self, self._house.now)
 
@@ -316,15 +329,15 @@ class MemoryPeer:
         before = len(self._waiting)
         self._transmit()
         if before and len(self._waiting) < before:
-            self._perform(self.connection.set_blocked(bool(self._waiting), self._house.now))
+            self._perform(self.machine.set_blocked(bool(self._waiting), self._house.now))
 
     def tick(self) -> None:
-        deadline = self.connection.next_deadline()
+        deadline = self.machine.next_deadline()
         if deadline is not None and deadline <= self._house.now and not self._gone:
-            self._perform(self.connection.handle_deadline(self._house.now))
+            self._perform(self.machine.handle_deadline(self._house.now))
 
     def drain(self) -> None:
-        self._perform(self.connection.drain(self._house.now))
+        self._perform(self.machine.drain(self._house.now))
 
     def _transmit(self) -> None:
         size = len(self._waiting) if self.room is None else min(self.room, len(self._waiting))
@@ -335,7 +348,7 @@ class MemoryPeer:
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """As the pump does it: write what there is to say, then do what is asked."""
-        data = b"".join(self.connection.data_to_send())
+        data = b"".join(self.machine.data_to_send())
         if data:
             self.write(data)
         self.actions += actions
@@ -343,6 +356,15 @@ class MemoryPeer:
         if any(isinstance(action, Abort) for action in actions):
             self._gone = True
             self._waiting.clear()
+        for action in actions:
+            if isinstance(action, Upgrade):
+                self._upgrade(action)
+
+    def _upgrade(self, action: Upgrade) -> None:
+        self.machine = action.machine
+        if self._waiting:
+            self._perform(self.machine.set_blocked(True, self._house.now))
+        self._perform(self.machine.receive_data(action.rest, self._house.now))
 
 
 class HttpClient:
@@ -397,7 +419,7 @@ class AsgiClient:
     def __init__(self, house: House) -> None:
         self._house = house
         self._timers = Timers(lambda _: None)
-        self._loop = _asgi_loop()
+        self._loop = asgi_loop()
         self._hall = Hall(
             house.service, house.dispatcher, lambda: house.now, self._timers.call_at, self._loop.create_future
         )
@@ -461,20 +483,21 @@ class AsgiClient:
 
     def _turn(self) -> None:
         """Let the loop turn until nothing moves any more."""
-        self._loop.run_until_complete(_settled())
+        self._loop.run_until_complete(settled())
         if self._task is not None and self._task.done():
             self._task.result()
 
 
 @functools.cache
-def _asgi_loop() -> asyncio.AbstractEventLoop:
+def asgi_loop() -> asyncio.AbstractEventLoop:
     """The one loop of all of these clients, which is closed with the tests' process."""
     loop = asyncio.new_event_loop()
     atexit.register(loop.close)
     return loop
 
 
-async def _settled() -> None:
+async def settled() -> None:
+    """Let the loop turn until nothing moves any more."""
     for _ in range(_ENOUGH_TURNS):
         await asyncio.sleep(0)
 

@@ -24,38 +24,43 @@ class Cost(NamedTuple):
     """The function that calls a C function; "" for a call of a Python function."""
     callee: str
     """What is called, by its qualified name."""
-    counts: tuple[int, int, int, int]
-    """How often per token, for each of ROWS: openai_chat chunked, bare; plain chunked, bare."""
+    counts: tuple[int, int, int, int, int, int]
+    """How often per token, for each of ROWS: openai_chat chunked, bare; plain chunked, bare, objects, text."""
 
 
 COSTS: Final = (
-    Cost("engine (mock)", "_advance", "list.append", (2, 2, 2, 2)),
-    Cost("grammar", "", "Stream.accept", (1, 1, 1, 1)),
-    Cost("grammar", "Stream.accept", "len", (1, 1, 1, 1)),
-    Cost("grammar", "Stream.accept", "str.isascii", (1, 1, 1, 1)),
-    Cost("delivery", "", "StreamDelivery.deliver", (1, 1, 1, 1)),
-    Cost("delivery", "StreamDelivery.deliver", "len", (2, 2, 2, 2)),
-    Cost("dialect and framing", "", "Folded.encode", (1, 1, 1, 1)),
-    Cost("dialect and framing", "", "escape_ascii", (0, 0, 1, 1)),
-    Cost("dialect and framing", "escape_ascii", "str.isascii", (0, 0, 1, 1)),
-    Cost("dialect and framing", "escape_ascii", "Encoder.encode", (0, 0, 1, 1)),
-    Cost("dialect and framing", "Folded.encode", "Encoder.encode", (1, 1, 0, 0)),
-    Cost("dialect and framing", "Folded.encode", "len", (1, 1, 2, 2)),
-    Cost("dialect and framing", "Folded.encode", "bytes.join", (1, 1, 1, 1)),
-    Cost("dispatcher", "Dispatcher._feed", "list.append", (1, 1, 1, 1)),
-    Cost("pump", "", "Peer.write", (1, 1, 1, 1)),
-    Cost("pump", "Peer.write", "write", (1, 1, 1, 1)),
-    Cost("pump", "Peer.write", "len", (1, 1, 1, 1)),
+    Cost("engine (mock)", "_advance", "list.append", (2, 2, 2, 2, 2, 2)),
+    Cost("grammar", "", "Stream.accept", (1, 1, 1, 1, 1, 1)),
+    Cost("grammar", "Stream.accept", "len", (1, 1, 1, 1, 1, 1)),
+    Cost("grammar", "Stream.accept", "str.isascii", (1, 1, 1, 1, 1, 1)),
+    Cost("delivery", "", "StreamDelivery.deliver", (1, 1, 1, 1, 1, 1)),
+    Cost("delivery", "StreamDelivery.deliver", "len", (2, 2, 2, 2, 2, 2)),
+    Cost("accountant", "", "Trace.receive_token", (1, 1, 1, 1, 1, 1)),
+    Cost("dialect and framing", "", "Folded.encode", (1, 1, 1, 1, 1, 0)),
+    Cost("dialect and framing", "", "escape_ascii", (0, 0, 1, 1, 1, 0)),
+    Cost("dialect and framing", "escape_ascii", "str.isascii", (0, 0, 1, 1, 1, 0)),
+    Cost("dialect and framing", "escape_ascii", "Encoder.encode", (0, 0, 1, 1, 1, 0)),
+    Cost("dialect and framing", "Folded.encode", "Encoder.encode", (1, 1, 0, 0, 0, 0)),
+    Cost("dialect and framing", "Folded.encode", "len", (1, 1, 2, 2, 1, 0)),
+    Cost("dialect and framing", "Folded.encode", "bytes.join", (1, 1, 1, 1, 1, 0)),
+    Cost("dialect and framing", "", "_BareText.encode", (0, 0, 0, 0, 0, 1)),
+    Cost("dialect and framing", "", "_escape", (0, 0, 0, 0, 0, 1)),
+    Cost("dialect and framing", "_escape", "str.encode", (0, 0, 0, 0, 0, 1)),
+    Cost("dialect and framing", "_BareText.encode", "len", (0, 0, 0, 0, 0, 1)),
+    Cost("dispatcher", "Dispatcher._feed", "list.append", (1, 1, 1, 1, 1, 1)),
+    Cost("byte path", "", "BytePath.write", (1, 1, 1, 1, 1, 1)),
+    Cost("byte path", "BytePath.write", "write", (1, 1, 1, 1, 1, 1)),
+    Cost("byte path", "BytePath.write", "len", (1, 1, 1, 1, 1, 1)),
 )
 """Every call that a token of ASCII text makes, from the engine's step to the kernel; nothing else is called."""
 
 BEYOND_ASCII: Final = (
-    Cost("grammar", "", "has_surrogates", (1, 1, 1, 1)),
-    Cost("grammar", "has_surrogates", "str.isascii", (1, 1, 1, 1)),
-    Cost("grammar", "has_surrogates", "Pattern.search", (1, 1, 1, 1)),
-    Cost("dialect and framing", "escape_ascii", "Encoder.encode", (0, 0, -1, -1)),
-    Cost("dialect and framing", "escape_ascii", "encode_basestring_ascii", (0, 0, 1, 1)),
-    Cost("dialect and framing", "escape_ascii", "str.encode", (0, 0, 1, 1)),
+    Cost("grammar", "", "has_surrogates", (1, 1, 1, 1, 1, 1)),
+    Cost("grammar", "has_surrogates", "str.isascii", (1, 1, 1, 1, 1, 1)),
+    Cost("grammar", "has_surrogates", "Pattern.search", (1, 1, 1, 1, 1, 1)),
+    Cost("dialect and framing", "escape_ascii", "Encoder.encode", (0, 0, -1, -1, -1, 0)),
+    Cost("dialect and framing", "escape_ascii", "encode_basestring_ascii", (0, 0, 1, 1, 1, 0)),
+    Cost("dialect and framing", "escape_ascii", "str.encode", (0, 0, 1, 1, 1, 0)),
 )
 """What a token with a character beyond ASCII adds."""
 
@@ -105,6 +110,11 @@ LIMITS: Final = {
         8192,
         "bytes of Python's memory per open stream, at most",
         "Connection, request, grammar, delivery, encoder and the mock's own; the sockets' memory is the kernel's.",
+    ),
+    "idle WebSocket bytes": Limit(
+        6144,
+        "bytes of Python's memory per open WebSocket on which nothing happens, at most",
+        "The handshake's headers above all, for they hold for every prompt; there is no buffer until there is something in it.",
     ),
 }
 """What is counted besides calls."""
@@ -181,7 +191,7 @@ def sheet() -> str:
         "call nothing, such as an addition, a comparison or an attribute, are not counted by Python itself.",
         "",
         _row("stage", "call", *ROWS),
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *_call_rows(COSTS),
         *_sum_rows(COSTS),
         "",
@@ -189,11 +199,12 @@ def sheet() -> str:
         "it. The plain dialect then escapes with the standard library's C function instead of msgspec's:",
         "",
         _row("stage", "more calls", *ROWS),
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *_call_rows(BEYOND_ASCII),
         "",
         "The framing costs no call of its own: HTTP's chunk size comes from a table, and its line ends are part of the",
-        "stream's constants. The plain dialect's further C call counts the digits of an event's number.",
+        "stream's constants. The plain dialect's further C call counts the digits of an event's number. The accountant's",
+        "one call counts the token, its gap, the longest gap and their variance, in a histogram; it reads no clock.",
     ]
     return "\n".join(lines) + "\n"
 

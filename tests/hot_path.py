@@ -25,6 +25,7 @@ from unittest import mock
 from tokenwire.adapters.server import Server, bind
 from tokenwire.backends.base import Backend
 from tokenwire.backends.mock import MockBackend
+from tokenwire.core.dialects.plain_messages import SUBPROTOCOL
 from tokenwire.core.events import TextDelta
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "calls_per_token",
     "client",
     "count_writes",
+    "idle_bytes",
     "open_rig",
     "request_of",
     "stream_bytes",
@@ -49,8 +51,9 @@ STEP_NS: Final = 1_000_000
 MAX_TOKENS: Final = 100
 """Tokens of a stream: as many steps can be counted."""
 
-_WARM_UP: Final = 8
-"""Steps before anything is counted: caches fill, and the first token is another path."""
+_WARM_UP: Final = 60
+"""Steps before anything is counted: caches fill, the first tokens are another path, and what a stream counts, such as the
+bytes of short messages, passes 256, from where on an int is a block of its own."""
 
 _FEW: Final = 8
 _MANY: Final = 16
@@ -71,13 +74,29 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         return f"{self.dialect}, {self.framing}"
 
+    @property
+    def mark(self) -> bytes:
+        """What each event has once on the wire: a blank line, or the first byte of a text frame."""
+        return b"\x81" if self.framing in _SUBPROTOCOLS else b"\n\n"
 
-ROWS: Final = tuple(Row(dialect, framing) for dialect in ("openai_chat", "plain") for framing in ("chunked", "bare"))
-"""Every dialect that is counted, in HTTP chunks and in a body that ends with the connection."""
+
+_SUBPROTOCOLS: Final = {
+    "WebSocket objects": f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n",
+    "WebSocket text": "",
+}
+"""What a client offers for each wording of plain on WebSocket."""
+
+ROWS: Final = (
+    *(Row(dialect, framing) for dialect in ("openai_chat", "plain") for framing in ("chunked", "bare")),
+    *(Row("plain", framing) for framing in _SUBPROTOCOLS),
+)
+"""Every dialect that is counted: in HTTP chunks, in a body that ends with the connection, and in frames of WebSocket."""
 
 
 def request_of(row: Row, max_tokens: int = MAX_TOKENS) -> bytes:
     """Write the request for one stream."""
+    if row.framing in _SUBPROTOCOLS:
+        return _handshake(row) + _frame(json.dumps({"max_tokens": max_tokens, "prompt": "Say something."}).encode())
     version = "1.1" if row.framing == "chunked" else "1.0"
     fields: dict[str, object] = {"max_tokens": max_tokens, "stream": True}
     if row.dialect == "plain":
@@ -89,6 +108,27 @@ def request_of(row: Row, max_tokens: int = MAX_TOKENS) -> bytes:
     body = json.dumps(fields).encode()
     head = f"POST {path} HTTP/{version}\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_BROWSER: Final = (
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-US,en;q=0.9\r\nPragma: no-cache\r\n"
+    "Cache-Control: no-cache\r\nOrigin: http://127.0.0.1\r\n"
+    "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+)
+"""Headers that browsers send besides."""
+
+
+def _handshake(row: Row, more: str = "") -> bytes:
+    head = "GET /ws/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    return f"{head}{key}{_SUBPROTOCOLS[row.framing]}{more}\r\n".encode()
+
+
+def _frame(payload: bytes) -> bytes:
+    """Make a short text frame, masked with nothing."""
+    assert len(payload) < 126
+    return bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload
 
 
 def client(port: int) -> socket.socket:
@@ -108,6 +148,7 @@ class CountingReadiness:
     """
 
     def __init__(self) -> None:
+        self.repeats = True
         self.timers = 0
         self.tasks = 0
         self.wakes = 0
@@ -205,7 +246,8 @@ class Rig:
         self.loop.fire()
 
     def say(self, text: str) -> None:
-        """Deliver a token of a text of one's own to every stream, past the engine."""
+        """Deliver a token of a text of one's own to every stream, a step later and past the engine."""
+        self.clock += STEP_NS
         dispatcher = self.server.pump.dispatcher
         dispatcher.deliver([(line, (TextDelta(text),)) for line in dispatcher._lines], self.clock)
 
@@ -332,6 +374,30 @@ def stream_bytes(row: Row, few: int = 32, many: int = 96) -> float:
     """Measure what a running stream holds in Python's own memory: connection, grammar, delivery, encoder, engine."""
     _traced(row, few)  # what is made once is made by now
     return (_traced(row, many) - _traced(row, few)) / (many - few)
+
+
+def idle_bytes(few: int = 32, many: int = 96) -> float:
+    """Measure what an open WebSocket on which nothing happens holds in Python's own memory, asked for by a browser."""
+    _traced_idle(few)  # as above
+    return (_traced_idle(many) - _traced_idle(few)) / (many - few)
+
+
+def _traced_idle(sockets: int) -> int:
+    with _alone():
+        rig = Rig(ROWS[-1], sockets)
+        try:
+            tracemalloc.start()
+            for sock in rig.clients:
+                sock.sendall(_handshake(rig.row, _BROWSER))
+            for sock in rig.clients:
+                while not select.select([sock], [], [], 0)[0]:
+                    for ready in select.select(list(rig.loop.readers), [], [], _PATIENCE_S)[0]:
+                        rig.loop.readers[ready]()
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            rig.close()
 
 
 def _traced(row: Row, streams: int) -> int:

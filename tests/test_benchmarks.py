@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from tests.hot_path import ROWS, open_rig
 
+import accounting
 from encode import CONTENDERS
 from encode_ratios import failed_targets
 from tokenwire.core.dialects.openai_chat import DIALECT
 from tokenwire.core.events import TextDelta
+from tokenwire.core.latency import Trace
 from tokenwire.core.sse import Decoder
 from workloads import CHUNK_ID, MODEL, WORKLOADS, http_chunk, openai_chunk, openai_chunk_payload
 
@@ -75,7 +78,7 @@ def test_our_decoder_reads_every_contender(name: str, workload: str) -> None:
 def test_the_servers_payload_is_what_the_mock_sends() -> None:
     assert sse_objects([openai_chunk_payload()]) == [openai_chunk(" token")]
     with open_rig(ROWS[0], 1) as rig:
-        for _ in range(60):
+        for _ in range(8):
             rig.step()
         (answer,) = rig.received()
     events = [
@@ -95,3 +98,24 @@ def test_a_missed_target_is_told() -> None:
     assert failed_targets(good) == []
     assert len(failed_targets(good | {"tokenwire": 301.0})) == 2
     assert len(failed_targets(good | {"bare concatenation": 99.0})) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- accounting
+
+
+@pytest.mark.parametrize("pace", accounting.PACES)
+def test_the_accountant_counts_every_pace_that_is_timed(pace: str) -> None:
+    arrivals = accounting.PACES[pace]
+    gaps = [after - before for before, after in pairwise(arrivals)]
+    trace = Trace(arrivals[0])
+    for now in arrivals:
+        trace.receive_token(now)
+    counted = trace.ledger.event_gaps()
+    assert (counted.count, counted.total, trace.longest_ns) == (len(gaps), sum(gaps), max(gaps))
+    assert trace.itl_sd_ns == pytest.approx(statistics.pstdev(gaps))
+
+
+def test_a_missed_target_of_the_accountant_is_told() -> None:
+    assert accounting.failed_targets("jitter", {"tokenwire": 70, "ddsketch": 100, "hdrh": 175}) == []
+    told = accounting.failed_targets("jitter", {"tokenwire": 71, "ddsketch": 100, "hdrh": 177})
+    assert told == ["jitter: 0.71 times ddsketch, over 0.7", "jitter: 0.40 times hdrh, over 0.4"]

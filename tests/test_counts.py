@@ -27,6 +27,7 @@ from tests.hot_path import (
     calls_per_token,
     client,
     count_writes,
+    idle_bytes,
     open_rig,
     request_of,
     stream_bytes,
@@ -84,6 +85,10 @@ def test_an_open_stream_takes_a_bounded_amount_of_memory(row: Row) -> None:
     assert stream_bytes(row) <= LIMITS["stream bytes"].most
 
 
+def test_an_idle_websocket_takes_a_bounded_amount_of_memory() -> None:
+    assert idle_bytes() <= LIMITS["idle WebSocket bytes"].most
+
+
 # --------------------------------------------------------------------------------------------- steps, by a fake loop
 
 
@@ -97,7 +102,7 @@ def test_a_step_sets_one_timer_and_writes_each_token_once(row: Row) -> None:
         assert rig.loop.wakes - wakes == STEPS * LIMITS["wakes"].most
         assert list(Counter(written).values()) == [STEPS * LIMITS["writes"].most] * STREAMS
         assert not rig.loop.writers
-        told = [answer.count(b"\n\n") for answer in rig.received()]
+        told = [answer.count(row.mark) for answer in rig.received()]
         first, *others = told
         assert first > STEPS
         assert others == [first] * (STREAMS - 1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from anyio.abc import TaskGroup
+from tests.adapters.authorities import Certificates
+from tests.adapters.dialing import OpenDialing, open_dialing
 from tests.adapters.serving import Clock, Serving
 
 from tokenwire.adapters.pump import Readiness
@@ -47,3 +50,15 @@ def start(make_readiness: MakeReadiness, caplog: pytest.LogCaptureFixture) -> Ca
         return Serving(backend, options, make_readiness, Clock(), caplog, host)
 
     return serving
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Contexts for servers and clients of TLS."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def dialing(make_readiness: MakeReadiness, certificates: Certificates) -> OpenDialing:
+    """Runs a dialer on each loop, for `async with`."""
+    return partial(open_dialing, make_readiness, certificates.client)

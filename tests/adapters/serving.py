@@ -107,6 +107,7 @@ class WatchedReadiness:
         self.sockets: list[socket.socket] = []
         self.watched: set[tuple[socket.socket, str]] = set()
         self.tasks = 0
+        self.repeats = real.repeats
         self.set_timer = clock.set_timer
         self.wake_soon = real.wake_soon
         self._real = real

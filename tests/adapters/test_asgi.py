@@ -14,7 +14,7 @@ from tests.adapters.serving import SECOND, Clock, Push, plain_text, turns, until
 
 from tokenwire.adapters import asgi_carrier, runtime
 from tokenwire.adapters.asgi import App, app
-from tokenwire.adapters.asgi_carrier import Message, Scope
+from tokenwire.adapters.asgi_messages import Message, Scope
 from tokenwire.adapters.runtime import Loop, RunningLoop, Waiter, run_timers, running_loop
 from tokenwire.backends.base import Backend
 from tokenwire.backends.generators import GeneratorBackend
@@ -584,20 +584,13 @@ async def test_http2_announces_no_body() -> None:
         assert client.sent[0]["status"] == 415  # there was a body, and no type
 
 
-async def test_a_websocket_is_turned_away() -> None:
+async def test_a_scope_of_another_kind() -> None:
     async with serving(Push()) as house:
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            return {"type": "websocket.connect"}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await house.app({"type": "websocket", "path": "/ws/chat"}, receive, send)
-        assert [message["type"] for message in sent] == ["websocket.close"]
+        client = Client(house.app, {})
+        client.scope["type"] = "smoke"
         with pytest.raises(ValueError, match="'smoke'"):
-            await house.app({"type": "smoke"}, receive, send)
+            await client.run()
+        assert client.sent == []
 
 
 # The beginning and the end

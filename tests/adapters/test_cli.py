@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tokenwire.adapters import cli
+from tokenwire.adapters import _backend_choice, cli
 from tokenwire.adapters.cli import duration_ns, main
 from tokenwire.adapters.server import LOOPS, ServerOptions
 from tokenwire.backends.base import Backend
@@ -88,10 +88,15 @@ def leave_the_process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", do_nothing)
 
 
+def no_model() -> None:
+    """Find no model, whatever is installed where the tests run."""
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     ran = Ran()
     monkeypatch.setattr(cli, "run", ran.run)
+    monkeypatch.setattr(_backend_choice, "find_installed_model", no_model)
     leave_the_process_as_it_is(monkeypatch)
     return ran
 
@@ -100,8 +105,8 @@ def test_the_greeting_is_one_line(ran: Ran, capsys: pytest.CaptureFixture[str]) 
     assert main(["serve", "--port", "0", "--loop", "trio"]) == 0
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"tokenwire on (http://127\.0\.0\.1:\d+) \| model: mock \| dialects: plain, OpenAI chat \| loop: trio "
-        r"\| try: curl -N '\1/chat\?prompt=Hello'\n",
+        r"tokenwire on (http://127\.0\.0\.1:\d+) \| model: mock \| backend: mock \([^|]*\) "
+        r"\| dialects: plain, OpenAI chat \| loop: trio \| try: curl -N '\1/chat\?prompt=Hello'\n",
         said.out,
     )
     assert said.err == ""
@@ -281,9 +286,9 @@ def test_a_loop_that_is_not_installed_is_one_line(
 
 
 def test_a_program_that_serves_until_it_is_told_to_end() -> None:
-    command = [sys.executable, "-m", "tokenwire.adapters.cli", "serve", "--port", "0", "--mock-ttft", "0"]
+    command = [sys.executable, "-m", "tokenwire.adapters.cli", "serve", "--port", "0", "--backend", "mock"]
     with subprocess.Popen(
-        [*command, "--mock-itl", "0", "--loop", "trio"],
+        [*command, "--mock-ttft", "0", "--mock-itl", "0", "--loop", "trio"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

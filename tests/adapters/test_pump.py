@@ -12,7 +12,8 @@ import pytest
 from tests.adapters.serving import CHAT, SECOND
 from tests.carriers import Asked, ScriptedJob, ScriptedSource, request_bytes
 
-from tokenwire.adapters import pump as pump_module
+from tokenwire.adapters import byte_path
+from tokenwire.adapters.byte_path import RECEIVE_BYTES, RECEIVES_PER_TURN
 from tokenwire.adapters.pump import Peer, Pump
 from tokenwire.core.actions import Record
 from tokenwire.core.connection import ConnectionOptions
@@ -36,6 +37,8 @@ class FakeReadiness:
         timers: every deadline that the one timer was set to.
         closed: what was closed, in order.
     """
+
+    repeats = True
 
     def __init__(self) -> None:
         self.readers: dict[socket.socket, Callable[[], None]] = {}
@@ -165,7 +168,7 @@ class Bench:
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     wire = Wire()
-    monkeypatch.setattr(pump_module, "os", SimpleNamespace(write=wire.write))
+    monkeypatch.setattr(byte_path, "os", SimpleNamespace(write=wire.write))
     return wire
 
 
@@ -379,7 +382,7 @@ def test_all_that_has_come_is_taken_up_to_a_bound(bench: Bench) -> None:
     far.setblocking(False)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)
     sent = far.send(request_bytes(Asked("POST", "/chat", (("content-length", "5000000"),))) + b"x" * 1_000_000)
-    taken = pump_module._RECEIVE_BYTES * pump_module._RECEIVES_PER_TURN
+    taken = RECEIVE_BYTES * RECEIVES_PER_TURN
     bench.readiness.readers[near]()
     left = len(near.recv(2_000_000, socket.MSG_PEEK))
     assert left <= sent - min(taken, sent)
@@ -390,11 +393,14 @@ def test_all_that_has_come_is_taken_up_to_a_bound(bench: Bench) -> None:
     assert bench.pump.connections == 0
 
 
-def test_data_and_end_in_one_turn(bench: Bench) -> None:
+@pytest.mark.parametrize("repeats", [True, False])
+def test_an_end_behind_the_data_is_found_in_as_many_turns_as_the_loop_gives(bench: Bench, *, repeats: bool) -> None:
+    bench.readiness.repeats = repeats
     peer, near, far = bench.connect()
     far.send(CHAT_BYTES)
     far.shutdown(socket.SHUT_WR)
-    bench.readiness.readers[near]()
+    for _ in range(2 if repeats else 1):
+        bench.readiness.readers[near]()
     assert bench.ends == ["cancelled"]
     assert [job.cancels for job in bench.source.jobs] == [1]
     assert peer not in bench.pump._peers

@@ -21,7 +21,7 @@ import pytest
 from anyio.abc import TaskGroup
 from tests.adapters.serving import SECOND, turns, until
 
-from tokenwire.adapters import asyncio_server, trio_server
+from tokenwire.adapters import asyncio_server, selector, trio_server
 from tokenwire.adapters.pump import Readiness
 
 Open = Callable[[], Any]
@@ -123,6 +123,23 @@ async def test_a_callback_may_remove_itself_and_come_back(opened: Open, pair: Pa
         await until(lambda: len(got) == 4)
         await turns()
         assert got[3:] == [b"d"]
+        readiness.close(here)
+
+
+@on_every_loop
+async def test_a_reader_may_be_removed_from_outside(opened: Open, pair: Pair) -> None:
+    here, there = pair
+    got: list[bytes] = []
+    async with opened() as readiness:
+        readiness.add_reader(here, lambda: got.append(here.recv(1)))
+        await turns(1)
+        there.send(b"a")
+        readiness.remove_reader(here)
+        await turns()
+        assert got == []
+        readiness.add_reader(here, lambda: got.append(here.recv(1)))
+        await until(lambda: got)
+        assert got == [b"a"]
         readiness.close(here)
 
 
@@ -416,7 +433,7 @@ async def test_tasks_end_with_the_group(opened: Open) -> None:
 
 # Source
 
-SERVERS = [Path(module.__file__ or "") for module in (asyncio_server, trio_server)]
+SERVERS = [Path(module.__file__ or "") for module in (asyncio_server, selector, trio_server)]
 PROTOCOL = re.compile(
     r"http|sse\b|event.?stream|websocket|ndjson|json|chunk|header|request|response|status|dialect|token(?!wire|\b)|"
     r"openai|heartbeat|keep.?alive|connection",
@@ -424,7 +441,7 @@ PROTOCOL = re.compile(
 )
 MAY_IMPORT = {
     *("__future__", "asyncio", "collections.abc", "contextlib", "math", "selectors", "socket", "time", "typing"),
-    *("anyio", "anyio.abc", "trio"),
+    *("anyio", "anyio.abc", "trio", ".selector"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -127,3 +128,28 @@ def test_each_is_called_once_at_the_first_run_at_or_after_its_deadline(steps: li
             waiting = [entry for entry in waiting if entry[0] > now]
         if waiting:
             assert one.armed[-1] <= min(waiting)[0]
+
+
+def test_what_was_taken_back_is_not_called_and_lets_go_of_its_callback() -> None:
+    calls: list[str] = []
+    timers = Timers(lambda _: None)
+    alarms = [timers.call_at(5, partial(calls.append, name)) for name in "ab"]
+    alarms[0].cancel()
+    alarms[0].cancel()
+    assert [alarm.pending for alarm in alarms] == [False, True]
+    timers.run(5)
+    alarms[1].cancel()
+    assert calls == ["b"]
+    assert not alarms[1].pending
+
+
+def test_a_heap_of_which_most_was_taken_back_shrinks() -> None:
+    calls: list[int] = []
+    timers = Timers(lambda _: None)
+    alarms = [timers.call_at(number, partial(calls.append, number)) for number in range(1000)]
+    for alarm in alarms[:990]:
+        alarm.cancel()
+    assert len(timers) < 100
+    timers.run(1000)
+    assert calls == list(range(990, 1000))
+    assert len(timers) == 0

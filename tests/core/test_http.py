@@ -84,7 +84,6 @@ GOOD: dict[str, tuple[bytes, bytes]] = {
     "obs-text": (b"GET / HTTP/1.1\r\nhost: a\r\nx: \xff\xfe\r\n\r\n", b""),
     "length": (POST + b"content-length: 5\r\n\r\nhello", b"hello"),
     "length-0": (POST + b"content-length: 0\r\n\r\n", b""),
-    "length-twice-the-same": (POST + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello", b"hello"),
     "chunked": (POST + b"transfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", b"hello"),
     "chunked-case": (POST + b"Transfer-Encoding: Chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
     "chunk-extension": (POST + b"transfer-encoding: chunked\r\n\r\n3;a=b\r\nhel\r\n0;c\r\n\r\n", b"hel"),
@@ -144,7 +143,8 @@ def test_whether_a_body_is_announced(lines: bytes, has_body: bool, length: int |
         (b"//a", "//a", ""),
         (b"http://a.test/x?y", "/x", "y"),
         (b"HTTP://a.test", "/", ""),
-        (b"https://a.test:1/", "/", ""),
+        (b"https://A.Test/", "/", ""),
+        (b"http://a.test?y", "/", "y"),
         (b"*", "*", ""),
     ],
 )
@@ -217,6 +217,7 @@ BAD: dict[str, tuple[bytes, int]] = {
     "cl-and-te": (POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n", 400),
     "te-and-cl": (POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n", 400),
     "cl-0-and-te": (POST + b"content-length: 0\r\ntransfer-encoding: chunked\r\n\r\n", 400),
+    "length-twice-the-same": (POST + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello", 400),
     "two-lengths": (POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\n", 400),
     "length-list": (POST + b"content-length: 5, 6\r\n\r\n", 400),
     "length-sign": (POST + b"content-length: +5\r\n\r\n", 400),
@@ -456,7 +457,8 @@ RESERVED = {"host", "content-length", "transfer-encoding", "connection", "expect
 def requests(draw: st.DrawFn) -> bytes:
     """Draw a request that is well formed."""
     method = draw(st.sampled_from(["GET", "POST", "PUT", "OPTIONS"]) | TOKEN)
-    target = "/" + draw(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12))
+    visible = st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#")
+    target = "/" + draw(st.text(visible, max_size=12))
     drawn = draw(st.lists(st.tuples(TOKEN, VALUE), max_size=4))
     headers = [("Host", "a.test"), *((name, value) for name, value in drawn if name.lower() not in RESERVED)]
     body = draw(st.binary(max_size=40))

@@ -734,7 +734,7 @@ def test_an_error_before_the_first_token_is_a_status(
     check_error(answer, status, asked.target)
     wait = failure.retry_after_ns if isinstance(failure, StreamError) else None
     assert answer.header("retry-after") == (None if wait is None else "1")
-    check_record(answer, status, "failed")
+    check_record(answer, status, "truncated" if isinstance(failure, StreamTruncated) else "failed")
     assert not answer.closed
     house.source.script = lambda _: [["Hel"], ["lo"], [StreamEnd()]]
     check_serves(house)
@@ -760,7 +760,7 @@ def test_an_error_after_the_first_token_is_an_event(
         # openai-python raises on an `error` member, and would take [DONE] for a good end.
         assert json.loads(events[-1])["error"]["message"]
         assert "[DONE]" not in events
-    check_record(answer, 200, "failed", tokens=1)
+    check_record(answer, 200, "truncated" if isinstance(failure, StreamTruncated) else "failed", tokens=1)
     house.source.script = lambda _: [["Hel"], ["lo"], [StreamEnd()]]
     check_serves(house)
 
@@ -822,7 +822,7 @@ NO_REQUESTS = {
         400,
     ),
     "long-head": (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n", False, 431),
-    "endless-line": (b"GET /" + b"a" * MAX_HEAD_BYTES, False, 431),
+    "endless-line": (b"GET /" + b"a" * MAX_HEAD_BYTES, False, 414),
     "smuggled": (
         b"POST /chat HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         False,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 VECTORS = Path(__file__).parents[1] / "vectors"
-FORMATS = ("sse", "ndjson", "utf8", "stops")
-TYPES = {"string": str, "boolean": bool, "integer": int, "null": type(None)}
+FORMATS = ("sse", "ndjson", "utf8", "stops", "openai_chat")
+TYPES = {"string": str, "boolean": bool, "integer": int, "object": dict, "null": type(None)}
 
 each_format = pytest.mark.parametrize("name", FORMATS)
 

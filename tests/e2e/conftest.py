@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.harness import HERE, Server
 
 LOOPS = ("asyncio", "uvloop", "trio")
-_QUICK_MOCK = ("--mock-ttft", "5ms", "--mock-itl", "0")
+_QUICK_MOCK = ("--backend", "mock", "--mock-ttft", "5ms", "--mock-itl", "0")
 
 Serve = Callable[..., Server]
 """See the fixture `serve`."""

@@ -47,6 +47,9 @@ DONE: Final = "[DONE]"
 _PATIENCE_S: Final = 20.0
 """How long a condition may take on a busy machine. Nothing gets slower by it: a wait ends as soon as its condition holds."""
 
+_STARTING_S: Final = 90.0
+"""How long a server may take to listen: one with a model loads it first."""
+
 _GREETING: Final = re.compile(r"^tokenwire on (http://\S+) \|", re.MULTILINE)
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _BACKEND_FAILED: Final = re.compile(r" ERROR tokenwire\.backends: \w+ failed$")
@@ -82,15 +85,19 @@ class Server:
         folder: an empty folder for its output and its log.
         arguments: of `serve`, besides the port.
         loop: the event loop.
+        python: the interpreter of the environment that it runs in.
 
     Attributes:
         url: where it listens, as it says itself.
+        greeting: the whole line that it says when it listens.
     """
 
-    def __init__(self, folder: Path, *arguments: str, loop: str = "asyncio") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, loop: str = "asyncio", python: Path | str = sys.executable
+    ) -> None:
         self._output = folder / "server.out"
         self._log = folder / "server.log"
-        command = [sys.executable, "-W", "default::ResourceWarning", "-m", "tokenwire.adapters.cli", "serve"]
+        command = [str(python), "-W", "default::ResourceWarning", "-m", "tokenwire.adapters.cli", "serve"]
         with self._output.open("wb") as output, self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", "0", "--loop", loop, *arguments],
@@ -101,7 +108,8 @@ class Server:
                 stderr=log,
             )
         try:
-            self.url = until(self._greeted, "the server's greeting")[1]
+            greeting = until(self._greeted, "the server's greeting", _STARTING_S)
+            self.url, self.greeting = greeting[1], greeting.string
         except BaseException:
             self._kill()
             raise

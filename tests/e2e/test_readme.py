@@ -61,15 +61,19 @@ def test_every_command_is_known_here() -> None:
     known = {*SERVES, *CURLS, "make serve", *BUILT_BY_CI}
     assert set(commands()) == known
     assert len(SERVES) == 2
-    assert len(CURLS) == 4
+    assert len(CURLS) == 6
 
 
-def test_the_first_screen(story: str) -> None:
-    body = curl(story + CURLS[0].split(STATED_URL)[1].rstrip("'"))
-    stated = [line for line in blocks("console")[0].splitlines() if line.startswith("data: ")]
-    assert data_of(body)[0] == data_of(stated[0])[0]
-    assert data_of(body)[-1] == DONE == data_of(stated[-1])[0]
+def test_a_generator_of_your_own(story: str) -> None:
+    body = curl(story + CURLS[1].split(STATED_URL)[1].rstrip("'"))
     assert text_of(body) == "Once upon a time somebody said: Hello "
+
+
+def test_the_client_snippet(story: str) -> None:
+    snippet = next(body for body in blocks("python") if "connect_sync" in body)
+    assert run_program([sys.executable, "-c", snippet.replace(STATED_URL, story)]) == (
+        "Once upon a time somebody said: Hello "
+    )
 
 
 def test_the_openai_snippet(story: str) -> None:
@@ -82,12 +86,17 @@ def test_the_openai_snippet(story: str) -> None:
 def test_the_mock_and_its_curls(tmp_path: Path) -> None:
     command = shlex.split(SERVES[1])[1:]
     with started([*TOKENWIRE, *command, "--port", "0"], tmp_path, ROOT) as url:
-        for line in CURLS[1:]:
+        for line in CURLS[2:]:
             body = run_program(shlex.split(line.replace(STATED_URL, url)))
             assert body.endswith("data: [DONE]\n\n") if "/chat" in line else '"' in body, line
 
 
-def test_make_serve(tmp_path: Path) -> None:
+def test_make_serve_and_the_first_screen(tmp_path: Path) -> None:
     with started(["make", "serve", "SERVE_ARGS=--port 0"], tmp_path, ROOT) as url:
         assert "<title>tokenwire</title>" in curl(url + "/")
-        assert text_of(curl(url + "/chat?prompt=Hello&max_tokens=3"))
+        body = curl(url + CURLS[0].split(STATED_URL)[1].rstrip("'"))
+    stated = [line for line in blocks("console")[0].splitlines() if line.startswith("data: ")]
+    assert data_of(body)[:2] == [data_of(line)[0] for line in stated[:2]]
+    assert data_of(body)[-1] == DONE == data_of(stated[-1])[0]
+    assert text_of(body) == "The capital of France is Paris."
+    assert f'"{text_of(body)}"' in (ROOT / "README.md").read_text()

@@ -35,6 +35,7 @@ from tokenwire.core.testing.workloads import (
     plain_events,
 )
 from tokenwire.core.text import StopScanner, Utf8Assembler
+from tokenwire.core.websocket import Role, WebSocketConnection
 
 __all__ = ["CASES", "FLOOR", "OWN", "Case", "CheckError", "Contender", "Work", "check"]
 
@@ -413,6 +414,10 @@ def _ws_header(text: str) -> bytes:
     return b"\x81%c%b" % (len(payload), payload)
 
 
+def _own_websocket(texts: Sequence[str]) -> Work:
+    return _each(WebSocketConnection(Role.SERVER).send_text, texts)
+
+
 def _websockets(texts: Sequence[str]) -> Work:
     frame, opcode = _load("websockets.frames", "Frame"), _load("websockets.frames", "Opcode").TEXT
     return _each(lambda text: frame(opcode, text.encode()).serialize(mask=False), texts)
@@ -424,9 +429,9 @@ def _wsproto(texts: Sequence[str]) -> Work:
 
 
 def _websocket_case() -> Case:
-    """Peers only, for as long as there is no WebSocket framing of our own."""
     contenders = {
         FLOOR: Contender(lambda: _each(_ws_header, TEXTS)),
+        OWN: Contender(lambda: _own_websocket(TEXTS)),
         "websockets": Contender(lambda: _websockets(TEXTS), "websockets"),
         "wsproto": Contender(lambda: _wsproto(TEXTS), "wsproto"),
     }

@@ -11,24 +11,27 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from functools import partial
 from importlib import resources
-from typing import Any, Final, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import anyio
 
-from tokenwire.backends.base import Backend
+from tokenwire.backends.base import Backend, UsesNetwork
 from tokenwire.backends.generators import GeneratorBackend, load
+from tokenwire.core.actions import Record
 from tokenwire.core.delivery import DeliveryOptions
 from tokenwire.core.dispatch import Dispatcher
 from tokenwire.core.guard import Guard
+from tokenwire.core.ledger import Targets
 from tokenwire.core.service import Service, ServiceOptions
 
-from .asgi_carrier import Hall, Receive, Scope, Send, serve
+from .asgi_carrier import Hall, serve
+from .asgi_messages import Receive, Scope, Send
+from .asgi_websocket import converse
+from .dialer import dialer_on
+from .loop_lag import watch_loop
 from .runtime import Loop, LoopRuntime, RunningLoop, WorldFacts, log_record, report_failure, running_loop
 
 __all__ = ["App", "Options", "app"]
-
-_POLICY_VIOLATION: Final = 1008
-"""WebSocket's close code for what is not to be had here (RFC 6455, 7.4.1)."""
 
 
 class Options(TypedDict, total=False):
@@ -37,18 +40,27 @@ class Options(TypedDict, total=False):
     max_body_bytes: int
     max_running: int
     max_waiting: int
+    max_prompts: int
     retry_after_ns: int
     guard: Guard
     delivery: DeliveryOptions
     page: bytes
+    accounting: bool
+    targets: Targets
 
 
-def app(backend: Backend | Callable[..., object] | str, **options: Unpack[Options]) -> App:
+def app(
+    backend: Backend | Callable[..., object] | str,
+    *,
+    log: Callable[[Record], None] = log_record,
+    **options: Unpack[Options],
+) -> App:
     """Make the application.
 
     Args:
         backend: where events come from: a backend, any callable that makes text (see
             `tokenwire.backends.generators.GeneratorBackend`), or the name of either, such as "myfile:generate".
+        log: takes each answered request's record; it must not raise.
         options: what may be asked and from where. By default only loopback names are answered to:
             `guard=Guard(allowed_hosts=None)` answers to all, where the server before it looks at hosts.
 
@@ -58,7 +70,7 @@ def app(backend: Backend | Callable[..., object] | str, **options: Unpack[Option
     """
     if "page" not in options:
         options["page"] = resources.files("tokenwire.adapters").joinpath("page.html").read_bytes()
-    return App(_backend(backend), ServiceOptions(**options))
+    return App(_backend(backend), ServiceOptions(**options), log=log)
 
 
 def _backend(backend: Backend | Callable[..., object] | str) -> Backend:
@@ -76,6 +88,7 @@ class App:
         backend: where events come from.
         options: what the operator set.
         find_loop: gives the loop that runs.
+        log: takes each answered request's record; it must not raise.
     """
 
     def __init__(
@@ -84,25 +97,26 @@ class App:
         options: ServiceOptions | None = None,
         *,
         find_loop: Callable[[], RunningLoop] = running_loop,
+        log: Callable[[Record], None] = log_record,
     ) -> None:
         self.service = Service(models=backend.models, honours=backend.honours, facts=WorldFacts(), options=options)
         self._backend = backend
         self._find_loop = find_loop
+        self._log = log
         self._running: RunningLoop | None = None
         self._tasks: _OwnTasks | None = None
         self._hall: Hall | None = None
         self._closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one scope: a lifespan, or a request of HTTP. A WebSocket is turned away."""
+        """Serve one scope: a lifespan, a request of HTTP, or a WebSocket."""
         kind = scope["type"]
         if kind == "http":
             await serve(self.start(), scope, receive, send)
         elif kind == "lifespan":
             await self._live(receive, send)
         elif kind == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            await converse(self.start(), scope, receive, send)
         else:
             raise ValueError(f"there is no answer to a scope of type {kind!r}")
 
@@ -142,11 +156,15 @@ class App:
         dispatcher = Dispatcher(
             self.service,
             self._backend,
-            log=log_record,
+            log=self._log,
             report=report_failure,
             yield_to_loop=lambda: running.loop.wake_soon(self._resume),
+            clock=running.now,
         )
+        watch_loop(self.service.accountant, running.timers.call_at, running.now)
         self._hall = hall = Hall(self.service, dispatcher, running.now, running.timers.call_at, running.loop.new_waiter)
+        if isinstance(self._backend, UsesNetwork):
+            self._backend.use_dialer(dialer_on(running))
         self._backend.attach(LoopRuntime(tasks, running.timers, running.now), dispatcher)
         return hall
 

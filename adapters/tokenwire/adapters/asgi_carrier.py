@@ -11,44 +11,44 @@ leave.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeGuard
-from urllib.parse import quote
 
 import anyio
 
 from tokenwire.core.actions import Cancel, Pause, Record, Resume, Start, Wait
-from tokenwire.core.contracts import Folded, Headers, Principal, Reply, RequestHead, ResponseHead, Template
+from tokenwire.core.contracts import Principal, Reply, RequestHead, ResponseHead
+from tokenwire.core.conversation import Conversation
 from tokenwire.core.delivery import Delivery
 from tokenwire.core.dispatch import Dispatcher
 from tokenwire.core.errors import LocalProtocolError
-from tokenwire.core.framing import fold_bare
 from tokenwire.core.line import Line
 from tokenwire.core.service import Exchange, Service
 
+from .asgi_messages import (
+    BareFraming,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    closing,
+    head_of,
+    may_have_unannounced_body,
+    send_reply,
+    start_message,
+)
 from .runtime import Waiter
+from .timers import Alarm
 
 __all__ = [
+    "NOBODY",
     "Answer",
-    "BareFraming",
     "Hall",
-    "Message",
-    "Receive",
-    "Scope",
-    "Send",
     "answer",
-    "head_of",
-    "send_reply",
     "sends_at_once",
     "serve",
 ]
-
-# ASGI's own shapes: every message is a dict of values that depend on its type.
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _Direct = Callable[[Message], Coroutine[Any, Any, None]]
 
@@ -60,8 +60,6 @@ _ANYBODY: Final = Principal()
 _CLIENT_LEFT: Final = 499
 """nginx's status for a request whose client did not wait for the answer."""
 
-_PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
-
 
 class Hall(NamedTuple):
     """What the answers of one application share."""
@@ -72,69 +70,10 @@ class Hall(NamedTuple):
     """The sink and the doer of actions."""
     now: Callable[[], int]
     """The monotonic clock, in nanoseconds."""
-    call_at: Callable[[int, Callable[[], None]], None]
+    call_at: Callable[[int, Callable[[], None]], Alarm]
     """Calls back once the clock is at or past a deadline."""
     new_waiter: Callable[[], Waiter]
     """Makes what a task can wait on, once."""
-
-
-class BareFraming:
-    """No framing at all: the body's bytes as they are, the head beside them; a `tokenwire.core.contracts.Framing`.
-
-    Args:
-        method: the request's method; HEAD gets no body.
-
-    Attributes:
-        head: the answer's head, once it is decided, without `date`, which servers write themselves.
-    """
-
-    __slots__ = ("_method", "head")
-
-    def __init__(self, method: str = "GET") -> None:
-        self._method = method
-        self.head: ResponseHead | None = None
-
-    def begin(self, head: ResponseHead) -> bytes:
-        """Keep the head of a streamed answer."""
-        self.head = ResponseHead(head.status, _dateless(head.headers))
-        return b""
-
-    def frame(self, payload: bytes) -> bytes:
-        """Leave a payload as it is."""
-        return payload
-
-    def fold(self, template: Template) -> Folded:
-        """Fold a template into nothing."""
-        return fold_bare(template)
-
-    def end(self) -> bytes:
-        """Say nothing: the end is not in the body."""
-        return b""
-
-    def reply(self, reply: Reply) -> bytes:
-        """Keep the head of a whole answer, with its length (RFC 9110, 8.6: none with 204 and 304), and give its body."""
-        empty = reply.status in (204, 304)
-        length: Headers = () if empty else (("content-length", str(len(reply.body))),)
-        self.head = ResponseHead(reply.status, (*_dateless(reply.headers), *length))
-        return b"" if empty or self._method == "HEAD" else reply.body
-
-
-def _dateless(headers: Headers) -> Headers:
-    return tuple(header for header in headers if header[0] != "date")
-
-
-class _Alarm:
-    """A deadline in a heap that forgets nothing: once its answer has ended, it holds it no more."""
-
-    __slots__ = ("answer", "due")
-
-    def __init__(self) -> None:
-        self.answer: Answer | None = None
-        self.due: int | None = None
-
-    def __call__(self) -> None:
-        if self.answer is not None:
-            self.answer.handle_deadline()
 
 
 def sends_at_once(send: Send) -> TypeGuard[_Direct]:
@@ -188,8 +127,8 @@ class Answer:
         cut: it was given up: its end is missing, and must be seen to be.
     """
 
-    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_direct", "_exchange", "_framing", "_hall", "_line", "_on_cut",
-                 "_out", "_rest", "_waiter", "cut", "done")  # fmt: skip
+    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_direct", "_due", "_exchange", "_framing", "_hall", "_line",
+                 "_on_cut", "_out", "_rest", "_waiter", "cut", "done")  # fmt: skip
 
     def __init__(self, hall: Hall, exchange: Exchange, framing: BareFraming) -> None:
         line = exchange.line
@@ -206,7 +145,8 @@ class Answer:
         self._blocked = False
         self._direct: _Direct | None = None
         self._rest: Awaitable[None] | None = None
-        self._alarm = _Alarm()
+        self._alarm: Alarm | None = None
+        self._due: int | None = None
         self._on_cut: Callable[[], object] | None = None
         self.done = False
         self.cut = False
@@ -225,7 +165,6 @@ class Answer:
         """
         now = self._hall.now()
         self._on_cut = on_cut
-        self._alarm.answer = self
         self._out = self._delivery.begin(now)
         self._hall.dispatcher.perform((action,), self, now)
         self._schedule(now)
@@ -311,7 +250,7 @@ class Answer:
             data = await self.take()
             if self.cut or self.head is None:
                 return
-            await send(_start(self.head, extra))
+            await send(start_message(self.head, extra))
             self._direct = send if sends_at_once(send) else None
             while data and not self.done:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -344,10 +283,10 @@ class Answer:
     def handle_deadline(self) -> None:
         """Act on a deadline that has passed: a heartbeat, or giving the reader up."""
         now = self._hall.now()
-        due = self._alarm.due
+        due = self._due
         if self.done or due is None or now < due:
             return
-        self._alarm.due = None
+        self._due = None
         data = self._delivery.handle_deadline(now)
         if data:
             self.write(data)
@@ -357,10 +296,11 @@ class Answer:
     def _schedule(self, now: int) -> None:
         """Have the next deadline called, where it is earlier than the one that will be called anyway."""
         deadline = None if self.done else self._delivery.next_deadline()
-        alarm = self._alarm
-        if deadline is not None and (alarm.due is None or deadline < alarm.due):
-            alarm.due = deadline
-            self._hall.call_at(max(deadline, now), alarm)
+        if deadline is not None and (self._due is None or deadline < self._due):
+            self._due = deadline
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._hall.call_at(max(deadline, now), self.handle_deadline)
 
     def _block(self) -> None:
         """More has come while the reader is away with the last."""
@@ -389,7 +329,8 @@ class Answer:
 
     def _finish(self, actions: tuple[Cancel | Record, ...], now: int) -> None:
         self.done = True
-        self._alarm.answer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -408,22 +349,26 @@ async def serve(hall: Hall, scope: Scope, receive: Receive, send: Send) -> None:
     now = hall.now()
     body = _Body(receive)
     head = head_of(scope)
-    if _may_have_unannounced_body(scope, head):
+    if may_have_unannounced_body(scope, head):
         head = RequestHead(head.method, head.path, head.query, head.headers, await body.begins())
-    exchange = hall.service.open(head, _ANYBODY, now)
+    outcome = hall.service.open(head, _ANYBODY, now)
     framing = BareFraming(head.method)
-    if isinstance(exchange, Reply):
-        end = "answered" if exchange.status < 400 else "refused"
-        record = Record(method=head.method, path=head.path, status=exchange.status, end=end, error=exchange.error)
-        hall.dispatcher.perform((record,), _NOBODY, now)
-        await send_reply(exchange, framing, send, _closing(exchange, scope))
+    if isinstance(outcome, Conversation):
+        # An upgrade that came as a request of HTTP: no ASGI server that knows WebSocket hands it on as one.
+        outcome = hall.service.no_upgrade(head)
+    if isinstance(outcome, Reply):
+        end = "answered" if outcome.status < 400 else "refused"
+        record = Record(method=head.method, path=head.path, status=outcome.status, end=end, error=outcome.error)
+        hall.dispatcher.perform((record,), NOBODY, now)
+        await send_reply(outcome, framing, send, closing(outcome, scope))
         return
+    exchange = outcome
     action = await _take_body(hall, exchange, body, framing)
     if isinstance(action, Reply):
         status, error = action.status, action.error
         record = exchange.record(status=status, end="refused", now=hall.now(), error=error)
-        hall.dispatcher.perform((record,), _NOBODY, now)
-        await send_reply(action, framing, send, _closing(action, scope))
+        hall.dispatcher.perform((record,), NOBODY, now)
+        await send_reply(action, framing, send, closing(action, scope))
     elif action is not None:
         await answer(Answer(hall, exchange, framing), action, receive, send)
     else:
@@ -436,7 +381,7 @@ async def _take_body(hall: Hall, exchange: Exchange, body: _Body, framing: BareF
         piece = await body.read()
         if piece is None:
             record = exchange.record(status=0, end="disconnected", now=hall.now())
-            hall.dispatcher.perform((record,), _NOBODY, hall.now())
+            hall.dispatcher.perform((record,), NOBODY, hall.now())
             return None
         refusal = exchange.receive_data(piece)
         if refusal is not None:
@@ -482,24 +427,6 @@ async def _answer_nobody(send: Send) -> None:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def send_reply(reply: Reply, framing: BareFraming, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """Send a whole answer, with headers besides its own."""
-    data = framing.reply(reply)
-    if framing.head is not None:
-        await send(_start(framing.head, extra))
-        await send({"type": "http.response.body", "body": data, "more_body": False})
-
-
-def _closing(reply: Reply, scope: Scope) -> Iterable[tuple[bytes, bytes]]:
-    # Over HTTP/2 and 3 a connection is not one request's to close, and the header is forbidden (RFC 9113, 8.2.2).
-    return ((b"connection", b"close"),) if reply.close and _is_http1(scope) else ()
-
-
-def _start(head: ResponseHead, extra: Iterable[tuple[bytes, bytes]]) -> Message:
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers]
-    return {"type": "http.response.start", "status": head.status, "headers": [*headers, *extra]}
-
-
 class _Body:
     """A request's body as it comes.
 
@@ -529,49 +456,6 @@ class _Body:
         return body
 
 
-def head_of(scope: Scope) -> RequestHead:
-    """Read a scope's head: its path is what is left of it below the place where the application is mounted."""
-    headers: tuple[tuple[bytes, bytes], ...] = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
-    length = _content_length(headers)
-    chunked = any(name == b"transfer-encoding" for name, _ in headers)
-    return RequestHead(
-        method=scope["method"],
-        path=_path_of(scope),
-        query=scope.get("query_string", b"").decode("latin-1"),
-        headers=headers,
-        has_body=chunked or bool(length),
-        content_length=length,
-    )
-
-
-def _content_length(headers: tuple[tuple[bytes, bytes], ...]) -> int | None:
-    found = [value for name, value in headers if name == b"content-length" and value.isdigit()]
-    return int(found[0]) if found else None
-
-
-def _path_of(scope: Scope) -> str:
-    # Not `raw_path`: frameworks that mount change `path` and `root_path`, and leave it as it was. It only says whether a
-    # slash at the end is the client's own: Litestar adds one.
-    path: str = scope["path"]
-    raw: bytes = scope.get("raw_path") or b"/"
-    if path.endswith("/") and not raw.partition(b"?")[0].endswith(b"/"):
-        path = path[:-1]
-    root: str = scope.get("root_path", "").rstrip("/")
-    if root and (path == root or path.startswith(f"{root}/")):
-        path = path[len(root) :]
-    path = path or "/"
-    return path if path.isascii() and path.isprintable() and "%" not in path else quote(path, safe=_PATH_SAFE)
-
-
-def _may_have_unannounced_body(scope: Scope, head: RequestHead) -> bool:
-    return head.content_length is None and not _is_http1(scope)
-
-
-def _is_http1(scope: Scope) -> bool:
-    version: str = scope.get("http_version", "1.1")
-    return version.startswith("1")
-
-
 class _Nobody:
     """The carrier of an answer that has no line."""
 
@@ -582,4 +466,5 @@ class _Nobody:
         """There is nothing to settle."""
 
 
-_NOBODY: Final = _Nobody()
+NOBODY: Final = _Nobody()
+"""One for all answers."""

@@ -18,10 +18,11 @@ _MILLISECOND: Final = 1_000_000
 
 
 class AsyncioReadiness:
-    """The running asyncio loop as a `tokenwire.adapters.pump.Readiness`."""
+    """The running asyncio loop as a `tokenwire.adapters.byte_path.Readiness`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.repeats = type(self._loop).__module__.partition(".")[0] != "uvloop"
         # An attribute and not a method: the loop's own is called once a token where a task waits for each.
         self.new_waiter: Callable[[], asyncio.Future[None]] = self._loop.create_future
         self._timer: asyncio.TimerHandle | None = None

@@ -1,11 +1,10 @@
-"""The command line: `tokenwire serve` and `tokenwire bench codec`."""
+"""The command line: `tokenwire serve`, `tokenwire record` and `tokenwire bench codec`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import logging
-import re
 import resource
 import socket
 import sys
@@ -14,19 +13,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from tokenwire.backends.base import Backend
-from tokenwire.backends.generators import LoadError, load
-from tokenwire.backends.mock import MockBackend
+from tokenwire.backends.generators import LoadError
 from tokenwire.core.delivery import DeliveryOptions
 from tokenwire.core.guard import LOOPBACK_HOSTS, Guard
+from tokenwire.core.peers import PeerLimits, read_network
 from tokenwire.core.service import ServiceOptions
 
+from ._backend_choice import Choice, add_options, choose
+from ._readers import duration_ns, whole_number
+from .logs import JsonFormatter
+from .record import add_command as add_record
 from .server import LOOPS, ServerOptions, bind, run
 
 __all__ = ["duration_ns", "main"]
 
-_UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
-_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|m)", re.ASCII)
 _LOOPBACK_ADDRESSES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _OPEN_FILES: Final = 65_536
@@ -51,49 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def duration_ns(text: str) -> int:
-    """Read a duration such as 200ms, 1.5s or 2m; a bare 0 needs no unit.
-
-    Returns:
-        Nanoseconds.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not one.
-    """
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        if text == "0":
-            return 0
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 200ms, 1.5s or 2m")
-    return round(float(match[1]) * _UNITS_NS[match[2]])
-
-
-def _jitter(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1")
-    return value
-
-
 def _heartbeat(text: str) -> int:
     value = duration_ns(text)
     if not value:
         raise argparse.ArgumentTypeError("a heartbeat after no silence would never pause")
     return value
-
-
-def _whole_number(least: int, most: int = 1_000_000) -> Callable[[str], int]:
-    """Make a reader of whole numbers within bounds."""
-
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
-        return int(text)
-
-    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(command=_serve)
     add = serve.add_argument
-    add("--backend", default="mock", help="mock, or module:attribute of any Python generator function")
+    add_options(serve)
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=_whole_number(0, 65_535), default=8000, help="port to listen on; 0 for any")
+    add("--port", type=whole_number(0, 65_535), default=8000, help="port to listen on; 0 for any")
     add("--loop", choices=sorted(LOOPS), default="asyncio", help="event loop")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a further name to answer to")
     add(
@@ -119,19 +81,50 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ORIGIN",
         help="an origin whose pages may call, * for any",
     )
-    add("--max-streams", type=_whole_number(1), default=1024, help="streams that run at once")
-    add("--max-queue", type=_whole_number(0), default=256, help="streams that wait; more are refused with 429")
-    add("--max-connections", type=_whole_number(1), default=4096, help="connections at once")
+    add("--max-streams", type=whole_number(1), default=1024, help="streams that run at once")
+    add("--max-queue", type=whole_number(0), default=256, help="streams that wait; more are refused with 429")
+    add("--max-connections", type=whole_number(1), default=4096, help="connections at once")
+    _add_peer_limits(serve.add_argument_group("limits per client", _ABOUT_PEERS))
     add("--heartbeat", type=_heartbeat, default="15s", help="silence after which a heartbeat is sent")
     add("--drain", type=duration_ns, default="30s", help="how long running streams may go on after the first signal")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what to log")
-    mock = serve.add_argument_group("the mock backend")
-    mock.add_argument("--mock-ttft", type=duration_ns, default="200ms", help="time to the first token")
-    mock.add_argument("--mock-itl", type=duration_ns, default="20ms", help="time between tokens")
-    mock.add_argument("--mock-jitter", type=_jitter, default=0.0, help="share by which each gap varies, 0 to 1")
-    mock.add_argument("--mock-seed", type=int, default=0, help="makes texts and gaps repeatable")
+    add("--log-format", choices=("text", "json"), default="text", help="how to log")
+    add(
+        "--accounting",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="count latencies, for /metrics and log",
+    )
+    add_record(commands)
     _add_bench(commands)
     return parser
+
+
+_ABOUT_PEERS: Final = (
+    "Counted by address, and by /64 where it is IPv6; 0 for no limit. Off by default: behind a proxy every client comes "
+    "from the proxy's address. Name it with --exempt-peer before you set a limit there."
+)
+
+
+def _add_peer_limits(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--max-connections-per-peer", type=whole_number(0), default=0, help="connections at once; more get 429")
+    add("--max-streams-per-peer", type=whole_number(0), default=0, help="streams at once; more get 429")
+    add(
+        "--exempt-peer",
+        type=_network,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="an address or network that stands for many clients, such as 10.0.0.0/8",
+    )
+
+
+def _network(text: str) -> str:
+    try:
+        return str(read_network(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an address nor a network") from None
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -161,25 +154,24 @@ def _bench_codec(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=options.log_level.upper())
+    _set_up_log(options)
     _raise_open_file_limit()
-    backend = _backend(options)
+    choice = choose(options)
     listeners = bind(options.host, options.port)
     url = _url(options.host, listeners[0])
 
     def started() -> None:
-        print(_greeting(url, backend, options), flush=True)
+        print(_greeting(url, choice, options), flush=True)
 
-    run(backend, listeners, loop=options.loop, options=_server_options(options), started=started)
+    run(choice.backend, listeners, loop=options.loop, options=_server_options(options), started=started)
     return 0
 
 
-def _backend(options: argparse.Namespace) -> Backend:
-    if options.backend == "mock":
-        return MockBackend(
-            ttft_ns=options.mock_ttft, itl_ns=options.mock_itl, jitter=options.mock_jitter, seed=options.mock_seed
-        )
-    return load(options.backend)
+def _set_up_log(options: argparse.Namespace) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=options.log_level.upper())
+    if options.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
 
 
 def _server_options(options: argparse.Namespace) -> ServerOptions:
@@ -191,12 +183,18 @@ def _server_options(options: argparse.Namespace) -> ServerOptions:
     )
     service = ServiceOptions(
         guard=guard,
+        accounting=options.accounting,
         max_running=options.max_streams,
         max_waiting=options.max_queue,
         delivery=DeliveryOptions(heartbeat_ns=options.heartbeat),
         page=resources.files("tokenwire.adapters").joinpath("page.html").read_bytes(),
     )
-    return ServerOptions(service=service, max_connections=options.max_connections, drain_ns=options.drain)
+    peers = PeerLimits(
+        max_connections=options.max_connections_per_peer,
+        max_streams=options.max_streams_per_peer,
+        exempt=tuple(options.exempt_peer),
+    )
+    return ServerOptions(service=service, max_connections=options.max_connections, peers=peers, drain_ns=options.drain)
 
 
 def _url(host: str, listener: socket.socket) -> str:
@@ -204,10 +202,11 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
 
 
-def _greeting(url: str, backend: Backend, options: argparse.Namespace) -> str:
-    models = ", ".join(model.name for model in backend.models)
+def _greeting(url: str, choice: Choice, options: argparse.Namespace) -> str:
+    models = ", ".join(model.name for model in choice.backend.models) or "those that the server lists"
+    served = f"model: {models} | backend: {choice.reason}"
     try_it = f"curl -N '{url}/chat?prompt=Hello'"
-    return f"tokenwire on {url} | model: {models} | dialects: plain, OpenAI chat | loop: {options.loop} | try: {try_it}"
+    return f"tokenwire on {url} | {served} | dialects: plain, OpenAI chat | loop: {options.loop} | try: {try_it}"
 
 
 def _raise_open_file_limit() -> None:

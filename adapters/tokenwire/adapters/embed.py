@@ -28,7 +28,8 @@ from tokenwire.core.request import GenerationRequest, Message
 from tokenwire.core.service import Exchange, Service, ServiceOptions
 from tokenwire.core.stream import Item
 
-from .asgi_carrier import Answer, BareFraming, Hall
+from .asgi_carrier import Answer, Hall
+from .asgi_messages import BareFraming
 from .runtime import LoopRuntime, WorldFacts, log_record, report_failure, running_loop
 
 __all__ = ["DIALECTS", "Asked", "Embedded", "Items", "TokenStream", "TokenStreamHead", "token_stream"]

@@ -7,31 +7,30 @@ is the connection's business.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 
-from tokenwire.core.actions import Abort, Action, Close, Resume
+from tokenwire.core.actions import Abort, Action, Close, PeerMachine, Resume, Upgrade
 from tokenwire.core.connection import Connection, ConnectionOptions
 from tokenwire.core.contracts import Principal
 from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.events import StreamError
+from tokenwire.core.http import ResponseWriter
+from tokenwire.core.peers import PeerLimits, PeerShare, PeerTable
+from tokenwire.core.routes import PLAIN
 from tokenwire.core.service import Service
 
-from .timers import Timers
+from .byte_path import BytePath, Readiness
+from .timers import Alarm, Timers
 
 __all__ = ["Peer", "Pump", "Readiness"]
 
 _log = logging.getLogger("tokenwire.server")
-
-_RECEIVE_BYTES: Final = 64 * 1024
-_RECEIVES_PER_TURN: Final = 4
-"""Reads of one socket before the loop goes on. One would do, but libuv calls once for a socket that was reset and then
-never again: the reset stands behind the data and must be found in that call."""
 
 _BACKLOG_PER_TURN: Final = 64
 """Connections accepted before the loop goes on: a burst of clients must not hold up running streams."""
@@ -43,83 +42,39 @@ _NOTSENT_LOWAT: Final = 16 * 1024
 """Bytes that the kernel takes beyond what is in flight. Without it a stalled reader swallows megabytes, tens of thousands
 of tokens, before anybody notices."""
 
+_TURNED_AWAY_BYTES: Final = 64 * 1024
+"""What is read of a connection that is turned away, so that its end is no reset that overtakes the answer."""
+
 _SEND_BUFFER: Final = 64 * 1024
 """The send buffer where the system has no TCP_NOTSENT_LOWAT."""
 
+_OURS: Final[frozenset[type]] = frozenset({Close, Abort, Upgrade})
+"""Actions that are the peer's to perform; the dispatcher does the others."""
+
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Readiness(Protocol):
-    """What the pump needs of an event loop. Every method but `wake_soon` is called on the loop's thread.
+class Peer(BytePath):
+    """One connected socket; a `tokenwire.core.contracts.Carrier`.
 
-    No callback or task runs before the method that was given it has returned.
+    Attributes:
+        share: what its address has, where that is counted.
     """
 
-    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be read, until `remove_reader` or `close`."""
-        ...
+    __slots__ = ("_alarm", "_closing", "_connection", "_due", "_eof", "_pump", "share")
 
-    def remove_reader(self, sock: socket.socket) -> None:
-        """Stop; called from within the callback only."""
-        ...
-
-    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be written, until `remove_writer` or `close`."""
-        ...
-
-    def remove_writer(self, sock: socket.socket) -> None:
-        """Stop; called from within the callback only."""
-        ...
-
-    def close(self, sock: socket.socket) -> None:
-        """Stop watching the socket, and close it."""
-        ...
-
-    def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
-        """Set the one timer, in monotonic nanoseconds, moving it where it is set already."""
-        ...
-
-    def wake_soon(self, callback: Callable[[], None]) -> None:
-        """Call back in the loop's next turn; from any thread. After the loop's end, do nothing."""
-        ...
-
-    def start_task(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run an async function; it is cancelled at the server's end. It must not raise."""
-        ...
-
-
-class Peer:
-    """One connected socket; a `tokenwire.core.contracts.Carrier`."""
-
-    __slots__ = ("_closing", "_connection", "_due", "_eof", "_fd", "_gone", "_out", "_pump", "_sock")
-
-    def __init__(self, sock: socket.socket, connection: Connection, pump: Pump) -> None:
-        self._sock = sock
-        # Writing to the descriptor saves the socket object's own bookkeeping on every token; the socket stays non-blocking.
-        self._fd = sock.fileno()
+    def __init__(
+        self, sock: socket.socket, connection: PeerMachine, pump: Pump, share: PeerShare | None = None
+    ) -> None:
+        super().__init__(sock, pump.readiness, pump.now)
+        self.share = share
         self._connection = connection
         self._pump = pump
-        self._out: deque[bytes] | None = None
+        self._alarm: Alarm | None = None
         self._due: int | None = None
         self._closing = False
         self._eof = False
-        self._gone = False
-
-    def write(self, data: bytes) -> None:
-        """Send bytes as far as they go and keep the rest; see `Carrier`."""
-        if self._out is not None or self._gone:
-            if self._out is not None:
-                self._out.append(data)
-            return
-        try:
-            sent = os.write(self._fd, data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self.lose()
-            return
-        if sent != len(data):
-            self._block(data[sent:])
 
     def settle(self, now: int) -> None:
         """A delivery has ended or given up: let the connection go on."""
@@ -127,31 +82,14 @@ class Peer:
 
     def start(self, now: int) -> None:
         """Begin to receive."""
-        self._pump.readiness.add_reader(self._sock, self.receive)
+        self._watch()
         self._schedule(now)
 
-    def receive(self) -> None:
-        """Take what has arrived."""
-        now = self._pump.now()
-        for _ in range(_RECEIVES_PER_TURN):
-            try:
-                data = self._sock.recv(_RECEIVE_BYTES)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.lose()
-                return
-            if not data:
-                self._receive_eof(now)
-                return
-            self._perform(self._connection.receive_data(data, now), now)
-            if self._gone:
-                return
+    def _receive_data(self, data: bytes, now: int) -> None:
+        self._perform(self._connection.receive_data(data, now), now)
 
     def _receive_eof(self, now: int) -> None:
-        # The socket stays readable after its end; a loop that kept watching it would spin.
         self._eof = True
-        self._pump.readiness.remove_reader(self._sock)
         self._perform(self._connection.receive_eof(now), now)
         self._drop_if_done()
 
@@ -167,35 +105,12 @@ class Peer:
         self._drop()
         self._pump.dispatcher.perform(self._connection.lost(now), self, now)
 
-    def _block(self, rest: bytes) -> None:
-        self._out = deque((rest,))
-        self._pump.readiness.add_writer(self._sock, self._flush)
-        now = self._pump.now()
-        self._perform(self._connection.set_blocked(True, now), now)
+    def _broken(self, error: OSError) -> None:
+        del error  # a client that has gone is nothing to tell anybody
+        self.lose()
 
-    def _flush(self) -> None:
-        """The socket takes bytes again: send what waits."""
-        now = self._pump.now()
-        out = self._out or deque()
-        try:
-            while out:
-                sent = os.write(self._fd, out[0])
-                if sent == len(out[0]):
-                    out.popleft()
-                else:
-                    out[0] = out[0][sent:]
-                    break
-        except (BlockingIOError, InterruptedError):
-            pass  # the usual end of a flush that has more to say; the writer stays added
-        except OSError:
-            self.lose()
-            return
-        if out:
-            self._perform(self._connection.set_blocked(True, now), now)
-            return
-        self._out = None
-        self._pump.readiness.remove_writer(self._sock)
-        self._perform(self._connection.set_blocked(False, now), now)
+    def _set_blocked(self, blocked: bool, now: int) -> None:
+        self._perform(self._connection.set_blocked(blocked, now), now)
         if self._closing and self._out is None:
             self._shut_down()
 
@@ -208,11 +123,21 @@ class Peer:
                 actions = [action for action in actions if not isinstance(action, Resume)]
         self._pump.dispatcher.perform(actions, self, now)
         for action in actions:
+            if type(action) not in _OURS:
+                continue
             if isinstance(action, Close):
                 self._close()
             elif isinstance(action, Abort):
                 self._reset()
+            elif isinstance(action, Upgrade):
+                self._upgrade(action, now)
         self._schedule(now)
+
+    def _upgrade(self, action: Upgrade, now: int) -> None:
+        self._connection = action.machine
+        if self._out is not None:
+            self._perform(self._connection.set_blocked(True, now), now)
+        self._perform(self._connection.receive_data(action.rest, now), now)
 
     def _close(self) -> None:
         self._closing = True
@@ -245,9 +170,9 @@ class Peer:
     def _drop(self) -> None:
         if self._gone:
             return
-        self._gone = True
-        self._out = None
-        self._pump.readiness.close(self._sock)
+        self._close_socket()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._pump.forget(self)
 
     def _schedule(self, now: int) -> None:
@@ -255,7 +180,9 @@ class Peer:
         deadline = None if self._gone else self._connection.next_deadline()
         if deadline is not None and (self._due is None or deadline < self._due):
             self._due = deadline
-            self._pump.timers.call_at(max(deadline, now), self._on_deadline)
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._pump.timers.call_at(max(deadline, now), self._on_deadline)
 
     def _on_deadline(self) -> None:
         now = self._pump.now()
@@ -274,6 +201,7 @@ class Pump:
         now: the monotonic clock, in nanoseconds.
         max_connections: peers at once; while there are as many, further ones wait in the kernel's backlog.
         options: how patient connections are.
+        peer_limits: what one client's address may hold.
 
     Attributes:
         dispatcher: the sink and the doer of actions; set before the first `listen`.
@@ -288,6 +216,7 @@ class Pump:
         *,
         max_connections: int = 4096,
         options: ConnectionOptions | None = None,
+        peer_limits: PeerLimits | None = None,
     ) -> None:
         self.service = service
         self.readiness = readiness
@@ -299,6 +228,7 @@ class Pump:
         self._principal = Principal()
         self._listeners: list[socket.socket] = []
         self._peers: set[Peer] = set()
+        self._clients = PeerTable(peer_limits or PeerLimits())
         self._resting: set[socket.socket] = set()
         self._idle: Callable[[], None] | None = None
 
@@ -340,8 +270,10 @@ class Pump:
             peer.lose()
 
     def forget(self, peer: Peer) -> None:
-        """A peer has gone."""
+        """A peer has gone. Called once for each."""
         self._peers.discard(peer)
+        if peer.share is not None:
+            peer.share.leave()
         if self._resting:
             self._accept_again()
         self._tell_idle()
@@ -375,7 +307,7 @@ class Pump:
                 self._rest(listener)
                 return
             try:
-                sock, _ = listener.accept()
+                sock, address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except (
@@ -385,24 +317,37 @@ class Pump:
                 self._rest(listener)
                 self.timers.call_at(self.now() + _ACCEPT_PAUSE_NS, self._accept_again)
                 return
-            self._begin(sock)
+            self._begin(sock, address[0] if sock.family in _INTERNET else "")
 
-    def _begin(self, sock: socket.socket) -> None:
+    def _begin(self, sock: socket.socket, address: str = "") -> None:
         try:
             sock.setblocking(False)
             _tune(sock)
         except OSError:  # reset already; only some systems say so here
             sock.close()
             return
+        share = self._clients.enter(address)
+        if isinstance(share, StreamError):
+            self._turn_away(sock, share)
+            return
         now = self.now()
-        peer = Peer(sock, Connection(self.service, self._principal, now, self._options), self)
+        peer = Peer(sock, Connection(self.service, self._principal, now, self._options, share), self, share)
         self._peers.add(peer)
         peer.start(now)
+
+    def _turn_away(self, sock: socket.socket, error: StreamError) -> None:
+        """Answer a connection without reading a request, and end it: it gets no place that could be held."""
+        _log.info("turned a connection away: %s", error.message)
+        answer = ResponseWriter(keep_alive=False).reply(self.service.refuse(PLAIN, error, None, close=True))
+        with contextlib.suppress(OSError):  # a client that has gone already, or whose request has not come yet
+            sock.send(answer)
+            sock.recv(_TURNED_AWAY_BYTES)
+        sock.close()
 
 
 def _tune(sock: socket.socket) -> None:
     """Send each token at once, and notice a reader that has stopped before megabytes are in the kernel."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock.family not in _INTERNET:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)

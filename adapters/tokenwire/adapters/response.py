@@ -15,7 +15,8 @@ from starlette.responses import Response
 from tokenwire.core.contracts import Dialect
 from tokenwire.core.delivery import DeliveryOptions
 
-from .asgi_carrier import Receive, Scope, Send, answer, send_reply
+from .asgi_carrier import answer
+from .asgi_messages import Receive, Scope, Send, send_reply
 from .embed import Asked, Embedded, Items
 
 __all__ = ["TokenStreamResponse"]

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import importlib
 import logging
+import os
 import secrets
 import sys
 import time
@@ -20,6 +21,7 @@ from anyio.lowlevel import RunVar
 
 from tokenwire.core.actions import Record
 
+from .logs import FACTS, facts_of, text_of
 from .timers import Timers
 
 __all__ = [
@@ -40,6 +42,9 @@ _access = logging.getLogger("tokenwire.access")
 
 _ID_BYTES: Final = 12
 """Random bytes of a stream's id: 96 bits cannot be guessed."""
+
+_IDS_AT_ONCE: Final = 64
+"""Ids that are made of what the system gives in one call, which costs more than all else about them."""
 
 
 class Waiter(Protocol):
@@ -131,9 +136,17 @@ def _call(callback: Callable[[], None]) -> None:
 class WorldFacts:
     """Ids from the system's randomness, the wall clock from the system's clock."""
 
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._process = 0
+
     def new_id(self) -> str:
         """Make an id that nobody can guess."""
-        return secrets.token_hex(_ID_BYTES)
+        if not self._ids or self._process != os.getpid():  # a forked process must not give its parent's ids
+            self._process = os.getpid()
+            digits = secrets.token_hex(_ID_BYTES * _IDS_AT_ONCE)
+            self._ids = [digits[at : at + 2 * _ID_BYTES] for at in range(0, len(digits), 2 * _ID_BYTES)]
+        return self._ids.pop()
 
     def wall_s(self) -> int:
         """Read the wall clock, in whole seconds of Unix time."""
@@ -210,19 +223,10 @@ def _trio_loop() -> Loop:
 
 def log_record(record: Record) -> None:
     """Log one answered request in one line."""
-    facts = [f"{record.method} {record.path} {record.status} {record.end}"]
-    shown = (
-        ("dialect", record.dialect),
-        ("stream", record.stream_id),
-        ("model", record.model),
-        ("tokens", record.tokens or None),
-        ("ttft_ms", None if record.first_token_ns is None else f"{record.first_token_ns / 1e6:.1f}"),
-        ("ms", f"{record.duration_ns / 1e6:.1f}"),
-        ("bytes", record.sent_bytes or None),
-        ("error", record.error and repr(record.error)),
-    )
-    facts += [f"{name}={value}" for name, value in shown if value is not None]
-    _access.info(" ".join(facts))
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    facts = facts_of(record)
+    _access.info("%s", text_of(facts), extra={FACTS: facts})
 
 
 def report_failure(error: Exception, stream_id: str) -> None:

@@ -20,11 +20,15 @@ import anyio
 import anyio.abc
 from msgspec import Struct
 
-from tokenwire.backends.base import Backend
+from tokenwire.backends.base import Backend, UsesNetwork
+from tokenwire.core.actions import Record
 from tokenwire.core.connection import ConnectionOptions
 from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.peers import PeerLimits
 from tokenwire.core.service import Service, ServiceOptions
 
+from .dialer import SocketDialer
+from .loop_lag import watch_loop
 from .pump import Pump, Readiness
 from .runtime import LoopRuntime, WorldFacts, log_record, report_failure
 
@@ -46,8 +50,12 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     """How patient connections are."""
     max_connections: int = 4096
     """Peers at once."""
+    peers: PeerLimits = PeerLimits()
+    """What one client's address may hold."""
     drain_ns: int = 30 * _SECOND
     """How long running streams may go on after the first signal."""
+    log: Callable[[Record], None] = log_record
+    """Takes each answered request's record; it must not raise."""
 
 
 class Server:
@@ -78,18 +86,23 @@ class Server:
             clock,
             max_connections=self.options.max_connections,
             options=self.options.connection,
+            peer_limits=self.options.peers,
         )
         self.pump.dispatcher = Dispatcher(
             self.service,
             backend,
-            log=log_record,
+            log=self.options.log,
             report=report_failure,
             yield_to_loop=lambda: readiness.wake_soon(self._resume),
+            clock=clock,
         )
+        watch_loop(self.service.accountant, self.pump.timers.call_at, clock)
         self._backend = backend
         self._stopping = anyio.Event()
         self._idle = anyio.Event()
         self._signals = 0
+        if isinstance(backend, UsesNetwork):
+            backend.use_dialer(SocketDialer(readiness, self.pump.timers, clock))
         backend.attach(LoopRuntime(readiness, self.pump.timers, clock), self.pump.dispatcher)
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:

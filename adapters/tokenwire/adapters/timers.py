@@ -1,7 +1,8 @@
 """Many deadlines on one timer of the loop.
 
-There is one heap for a server: peers' deadlines, heartbeats and an engine's steps. A deadline is never taken out; whoever
-set it looks for itself whether it still means anything when it comes.
+There is one heap for a server: peers' deadlines, heartbeats and an engine's steps. A deadline does not move; whoever set it
+looks for itself whether it still means anything when it comes. It can be taken back, so that a peer who has gone is not
+held for the minute that a deadline may be away.
 """
 
 from __future__ import annotations
@@ -9,11 +10,43 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
-__all__ = ["Timers"]
+__all__ = ["Alarm", "Timers"]
 
-_Entry = tuple[int, int, Callable[[], None]]
-"""Deadline, number and callback: those of one deadline are called in the order in which they came."""
+_SWEEP_FROM: Final = 64
+"""Entries from which on a heap is looked through when half of them were taken back."""
+
+
+class Alarm:
+    """One deadline that was set."""
+
+    __slots__ = ("_callback", "_timers")
+
+    def __init__(self, callback: Callable[[], None], timers: Timers) -> None:
+        self._callback: Callable[[], None] | None = callback
+        self._timers = timers
+
+    @property
+    def pending(self) -> bool:
+        """Whether the callback is still to be called."""
+        return self._callback is not None
+
+    def fire(self) -> None:
+        """Call back, unless that was taken back."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def cancel(self) -> None:
+        """Take it back, and let go of the callback. Idempotent; nothing once it was called."""
+        if self._callback is not None:
+            self._callback = None
+            self._timers.sweep()
+
+
+_Entry = tuple[int, int, Alarm]
+"""Deadline, number and alarm: those of one deadline are called in the order in which they came."""
 
 
 class Timers:
@@ -24,19 +57,34 @@ class Timers:
             it fires, the loop calls `run`.
     """
 
-    __slots__ = ("_arm", "_armed", "_count", "_heap")
+    __slots__ = ("_arm", "_armed", "_cancelled", "_count", "_heap")
 
     def __init__(self, arm: Callable[[int], None]) -> None:
         self._arm = arm
         self._armed: int | None = None
         self._heap: list[_Entry] = []
         self._count = 0
+        self._cancelled = 0
 
-    def call_at(self, deadline: int, callback: Callable[[], None]) -> None:
+    def __len__(self) -> int:
+        """How many deadlines are held, some that were taken back included."""
+        return len(self._heap)
+
+    def call_at(self, deadline: int, callback: Callable[[], None]) -> Alarm:
         """Run a callback once the clock is at or past the deadline."""
         self._count += 1
-        heapq.heappush(self._heap, (deadline, self._count, callback))
+        alarm = Alarm(callback, self)
+        heapq.heappush(self._heap, (deadline, self._count, alarm))
         self._arm_next()
+        return alarm
+
+    def sweep(self) -> None:
+        """Count an alarm that was taken back; drop all of them once they are half of what is held."""
+        self._cancelled += 1
+        if len(self._heap) >= _SWEEP_FROM and self._cancelled * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[2].pending]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def run(self, now: int) -> None:
         """Run what is due, earliest first, and set the timer to what comes next."""
@@ -46,7 +94,7 @@ class Timers:
             due.append(heapq.heappop(self._heap))
         try:
             while due:
-                due.popleft()[2]()
+                due.popleft()[2].fire()
         finally:
             for entry in due:  # one has raised: the others' turn comes
                 heapq.heappush(self._heap, entry)

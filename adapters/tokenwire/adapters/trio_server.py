@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import selectors
-import socket
 import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -17,22 +15,9 @@ from typing import Any
 import trio
 from anyio.abc import TaskGroup
 
+from .selector import SelectorWatch
+
 __all__ = ["TrioReadiness", "TrioWaiter", "readiness"]
-
-
-class _Watch:
-    """What is called for one socket."""
-
-    __slots__ = ("reader", "writer")
-
-    def __init__(self) -> None:
-        self.reader: Callable[[], None] | None = None
-        self.writer: Callable[[], None] | None = None
-
-    @property
-    def events(self) -> int:
-        """What to ask the selector for."""
-        return (selectors.EVENT_READ if self.reader else 0) | (selectors.EVENT_WRITE if self.writer else 0)
 
 
 class TrioWaiter:
@@ -68,55 +53,21 @@ class TrioWaiter:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class TrioReadiness:
-    """The running trio loop as a `tokenwire.adapters.pump.Readiness`.
+class TrioReadiness(SelectorWatch):
+    """The running trio loop as a `tokenwire.adapters.byte_path.Readiness`.
 
     Args:
         start_soon: starts a task that is cancelled at the server's end.
     """
 
     def __init__(self, start_soon: Callable[..., object]) -> None:
+        super().__init__()
         self._start_soon = start_soon
         self._token = trio.lowlevel.current_trio_token()
-        self._selector = selectors.DefaultSelector()
-        self._ended = False
-        self._watches: dict[socket.socket, _Watch] = {}
         self._timer = trio.CancelScope()
         self._due: Callable[[], None] | None = None
         start_soon(self._keep_watch)
         start_soon(self._keep_time)
-
-    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be read."""
-        watch = self._watches.setdefault(sock, _Watch())
-        asked, watch.reader = watch.events, callback
-        self._ask(sock, watch, asked)
-
-    def remove_reader(self, sock: socket.socket) -> None:
-        """Stop watching for reading."""
-        watch = self._watches[sock]
-        asked, watch.reader = watch.events, None
-        self._ask(sock, watch, asked)
-
-    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
-        """Call back each time the socket can be written."""
-        watch = self._watches.setdefault(sock, _Watch())
-        asked, watch.writer = watch.events, callback
-        self._ask(sock, watch, asked)
-
-    def remove_writer(self, sock: socket.socket) -> None:
-        """Stop watching for writing."""
-        watch = self._watches[sock]
-        asked, watch.writer = watch.events, None
-        self._ask(sock, watch, asked)
-
-    def close(self, sock: socket.socket) -> None:
-        """Stop watching the socket, and close it."""
-        watch = self._watches.pop(sock, None)
-        if watch is not None:
-            asked, watch.reader, watch.writer = watch.events, None, None
-            self._ask(sock, watch, asked)
-        sock.close()
 
     def set_timer(self, deadline: int, callback: Callable[[], None]) -> None:
         """Set the one timer."""
@@ -136,32 +87,13 @@ class TrioReadiness:
         """Make what a task can wait on, once."""
         return TrioWaiter()
 
-    def _ask(self, sock: socket.socket, watch: _Watch, asked: int) -> None:
-        """Tell the selector what a socket is watched for now, having been watched for `asked`."""
-        events = watch.events
-        if self._ended:
-            return  # the selector is closed at the server's end, before the last of the sockets
-        if events and asked:
-            self._selector.modify(sock, events, watch)
-        elif events:
-            self._selector.register(sock, events, watch)
-        elif asked:
-            self._selector.unregister(sock)
-
     async def _keep_watch(self) -> None:
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._selector.fileno())
-                for key, events in self._selector.select(0):
-                    watch: _Watch = key.data
-                    # Any of these calls may end another's watch, or its own.
-                    if events & selectors.EVENT_READ and watch.reader is not None:
-                        watch.reader()
-                    if events & selectors.EVENT_WRITE and watch.writer is not None:
-                        watch.writer()
+                await trio.lowlevel.wait_readable(self.fileno())
+                self.call_ready(0)
         finally:
-            self._ended = True
-            self._selector.close()
+            self.end()
 
     async def _keep_time(self) -> None:
         while True:

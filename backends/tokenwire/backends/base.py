@@ -7,11 +7,11 @@ loop: the adapters hand in a `Runtime`, and a `Dialer` where it needs the networ
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tokenwire.core.contracts import Sink, Source
 
-__all__ = ["Backend", "Dialer", "Link", "Peer", "Runtime"]
+__all__ = ["Backend", "Dialer", "Link", "Peer", "Runtime", "UsesNetwork"]
 
 
 class Runtime(Protocol):
@@ -110,4 +110,13 @@ class Dialer(Protocol):
             tls: whether to speak TLS, with the host's name verified.
             deadline: when to give up connecting (the TLS handshake included), in the runtime's nanoseconds.
         """
+        ...
+
+
+@runtime_checkable
+class UsesNetwork(Protocol):
+    """A backend that reaches other servers."""
+
+    def use_dialer(self, dialer: Dialer) -> None:
+        """Take what connections are made with. Called once, on the loop's thread, before `Backend.attach`."""
         ...

@@ -6,12 +6,14 @@ concerns its own wire (Close, Abort).
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct
 
 from .line import Line
 from .request import GenerationRequest
 
-__all__ = ["Abort", "Action", "Cancel", "Close", "Pause", "Record", "Resume", "Start", "Wait"]
+__all__ = ["Abort", "Action", "Cancel", "Close", "Pause", "PeerMachine", "Record", "Resume", "Start", "Upgrade", "Wait"]
 
 
 class Start(Struct, frozen=True):
@@ -57,6 +59,58 @@ class Close(Struct, frozen=True):
     """Send what waits, then shut down our sending side; go on handing over what arrives until the peer ends too."""
 
 
+class PeerMachine(Protocol):
+    """One peer as its carrier drives it: bytes in, actions out; bytes out; the next deadline.
+
+    `Connection` is one, for HTTP/1.1, and what an upgrade puts in its place is another.
+    """
+
+    def receive_data(self, data: bytes, now: int) -> list[Action]:
+        """Take bytes from the peer."""
+        ...
+
+    def receive_eof(self, now: int) -> list[Action]:
+        """Learn that the peer sends no more. Idempotent."""
+        ...
+
+    def lost(self, now: int) -> list[Action]:
+        """Learn that the transport is gone: nothing can be sent any more. Idempotent."""
+        ...
+
+    def data_to_send(self) -> list[bytes]:
+        """Hand over what is to be written, in order, and forget it."""
+        ...
+
+    def set_blocked(self, blocked: bool, now: int) -> list[Action]:
+        """Learn that the transport takes no more, or takes again; True once more means that it has taken some."""
+        ...
+
+    def settle(self, now: int) -> list[Action]:
+        """Look at the delivery that runs: it may have ended, or given up."""
+        ...
+
+    def next_deadline(self) -> int | None:
+        """Say when `handle_deadline` is due; None for never. It may move later without notice."""
+        ...
+
+    def handle_deadline(self, now: int) -> list[Action]:
+        """Act on a deadline that has passed; nothing where none has."""
+        ...
+
+    def drain(self, now: int) -> list[Action]:
+        """The server is going down: close if idle; else the answer that runs is the last."""
+        ...
+
+
+class Upgrade(Struct, frozen=True):
+    """Drive another machine from now on: the protocol has changed (RFC 9110, 7.8)."""
+
+    machine: PeerMachine
+    """What takes the connection's place. It wants to know at once if the transport takes no more."""
+    rest: bytes
+    """Bytes that came after the request which asked for it; they are the new machine's."""
+
+
 class Abort(Struct, frozen=True):
     """Drop the connection at once, with what waits."""
 
@@ -83,12 +137,18 @@ class Record(Struct, frozen=True, kw_only=True):
     sent_bytes: int = 0
     """Bytes handed to the transport for the body and its framing."""
     first_token_ns: int | None = None
-    """From the request's head to its first token."""
+    """From the request's head to its first token event."""
     duration_ns: int = 0
     """From the request's head to the end."""
+    queue_ns: int | None = None
+    """In the queue: from the whole request to the backend's start."""
+    tpot_ns: float | None = None
+    """Per token after the first event."""
+    gap_p99_ns: float | None = None
+    """The 99th percentile of the gaps between token events."""
     error: str | None = None
     """The error's message, where there was one."""
 
 
-Action = Start | Wait | Cancel | Pause | Resume | Close | Abort | Record
+Action = Start | Wait | Cancel | Pause | Resume | Upgrade | Close | Abort | Record
 """Everything that a connection can ask."""

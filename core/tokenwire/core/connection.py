@@ -14,19 +14,22 @@ straight to the carrier, and `settle` tells the connection when that delivery ha
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
-from .actions import Abort, Action, Cancel, Close, Pause, Record, Resume
+from .actions import Abort, Action, Cancel, Close, Pause, Record, Resume, Start, Upgrade, Wait
 from .contracts import Principal, Reply
+from .conversation import SUBPROTOCOLS, Conversation
 from .errors import LocalProtocolError, RemoteProtocolError
+from .events import ErrorKind, StreamError
 from .http import BodyReceived, HeadReceived, HttpEvent, RequestReader, ResponseWriter
+from .peers import PeerShare
+from .routes import dialect_of
 from .service import Exchange, Service
+from .upgraded import FRAMING, UpgradedConnection
+from .websocket import Accepted, UpgradeRefused, accept_upgrade
 
 __all__ = ["Connection", "ConnectionOptions", "Phase"]
 
@@ -43,6 +46,14 @@ class ConnectionOptions(Struct, frozen=True, kw_only=True):
     """From a head's first byte to its end."""
     body_ns: int = 60 * _SECOND
     """From a head's end to its body's end."""
+    body_grace_ns: int = 20 * _SECOND
+    """From a head's end: how long a body may take at any rate."""
+    body_bytes_per_s: int = 500
+    """What a body must have come at, on the average, once its grace is over; 0 for any rate. The slowest mobile links do
+    2,000, and whoever sends a byte now and then to hold a place does a few."""
+    max_requests: int = 1_000_000
+    """Requests of one connection. It keeps nothing of those answered, so that this is no protection; it lets the clients
+    of a service that has grown spread over its servers in the end."""
     idle_ns: int = 75 * _SECOND
     """Between requests; longer than the usual client pool keeps a connection, so that the client closes first."""
     linger_ns: int = 2 * _SECOND
@@ -61,6 +72,10 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+_WAITING: Final = Phase.WAITING
+_OVER: Final = (Phase.CLOSING, Phase.CLOSED)
+
+
 class Connection:
     """One peer.
 
@@ -69,6 +84,7 @@ class Connection:
         principal: who the peer is.
         now: when it connected.
         options: how patient to be.
+        share: what the peer's address has, where that is counted; its streams are counted here.
 
     Attributes:
         phase: where it is.
@@ -76,29 +92,42 @@ class Connection:
 
     __slots__ = (
         "_blocked",
+        "_body_bytes",
         "_exchange",
         "_options",
         "_out",
         "_principal",
         "_reader",
+        "_requests",
         "_service",
+        "_share",
         "_since_ns",
         "_unread_reply",
+        "_upgrade",
         "_writer",
         "phase",
     )
 
     def __init__(
-        self, service: Service, principal: Principal, now: int, options: ConnectionOptions | None = None
+        self,
+        service: Service,
+        principal: Principal,
+        now: int,
+        options: ConnectionOptions | None = None,
+        share: PeerShare | None = None,
     ) -> None:
         self.phase = Phase.WAITING
         self._service = service
         self._principal = principal
         self._options = options or ConnectionOptions()
+        self._share = share
+        self._requests = 0
+        self._body_bytes = 0
         self._reader = RequestReader()
         self._writer = ResponseWriter()
         self._exchange: Exchange | None = None
         self._unread_reply: tuple[Reply, Record] | None = None
+        self._upgrade: tuple[Conversation, Accepted] | None = None
         self._out: list[bytes] = []
         self._since_ns = now
         self._blocked = False
@@ -111,15 +140,22 @@ class Connection:
         Returns:
             What is to be done, in order. `data_to_send` may have something after it.
         """
-        if self.phase in (Phase.CLOSING, Phase.CLOSED) or not data:
+        if not data or self.phase in _OVER:
             return []
-        begins = self.phase is Phase.WAITING and not self._reader.mid_request
-        actions = self._advance(partial(self._reader.receive_data, data), now)
-        if begins and self.phase is Phase.WAITING and self._reader.mid_request:
-            self._since_ns = now
-        if self._reader.overflowed and self.phase is Phase.WAITING:
-            # Between two answers, while the peer takes nothing: what was dropped may end in the middle of a request.
-            actions += self._close(now)
+        reader = self._reader
+        begins = self.phase is _WAITING and not reader.mid_request
+        try:
+            events = reader.receive_data(data)
+        except RemoteProtocolError as error:
+            actions = self._refuse_unread(error, now)
+        else:
+            actions = self._advance(events, now) if events else []
+        if self.phase is _WAITING:
+            if begins and reader.mid_request:
+                self._since_ns = now
+            if reader.overflowed:
+                # Between two answers, while the peer takes nothing: what was dropped may end in the middle of a request.
+                actions += self._close(now)
         return actions
 
     def receive_eof(self, now: int) -> list[Action]:
@@ -127,7 +163,7 @@ class Connection:
 
         Idempotent.
         """
-        if self.phase in (Phase.CLOSING, Phase.CLOSED):
+        if self.phase in _OVER:
             return []
         if self.phase is Phase.ANSWERING:
             return self._drop("cancelled", "client", now)
@@ -175,9 +211,9 @@ class Connection:
         The carrier calls it when the dispatcher says so.
         """
         exchange = self._exchange
-        if exchange is None or exchange.delivery is None:
+        if exchange is None or exchange.line is None:
             return []
-        delivery = exchange.delivery
+        delivery = exchange.line.delivery
         if delivery.overflowed:
             return self._drop("slow_reader", "slow_reader", now)
         if not delivery.ended:
@@ -188,16 +224,16 @@ class Connection:
             # The error event stands in a body that began as a success: let no later answer follow it.
             self._writer.keep_alive = False
         self._exchange = None
+        if self._share is not None:
+            self._share.end_stream()
         return [record, *self._after_answer(now), *self._go_on(now)]
 
     def next_deadline(self) -> int | None:
         """Say when `handle_deadline` is due; None for never. It may move later without notice."""
-        if self.phase is Phase.CLOSED:
-            return None
         if self.phase is Phase.ANSWERING:
-            delivery = self._exchange.delivery if self._exchange else None
-            return delivery.next_deadline() if delivery else None
-        return self._since_ns + self._patience()
+            line = self._exchange.line if self._exchange else None
+            return line.delivery.next_deadline() if line else None
+        return None if self.phase is Phase.CLOSED else self._since_ns + self._patience()
 
     def handle_deadline(self, now: int) -> list[Action]:
         """Act on a deadline that has passed; nothing where none has."""
@@ -210,7 +246,7 @@ class Connection:
             self.phase = Phase.CLOSED
             return [Abort()]
         if self._reader.mid_request or self.phase is Phase.RECEIVING:
-            return self._refuse_unread(RemoteProtocolError("the request took too long", status=408), now)
+            return self._refuse_unread(RemoteProtocolError(self._why_too_slow(now), status=408), now)
         return self._close(now)
 
     def drain(self, now: int) -> list[Action]:
@@ -222,36 +258,54 @@ class Connection:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _patience(self) -> int:
+        if self.phase is _WAITING:
+            return self._options.head_ns if self._reader.mid_request else self._options.idle_ns
         if self.phase is Phase.CLOSING:
             return self._options.stall_ns if self._blocked else self._options.linger_ns
-        if self.phase is Phase.RECEIVING:
-            return self._options.body_ns
-        return self._options.head_ns if self._reader.mid_request else self._options.idle_ns
+        return min(self._options.body_ns, self._body_allowance())
 
-    def _advance(self, feed: Callable[[], list[HttpEvent]], now: int) -> list[Action]:
+    def _body_allowance(self) -> int:
+        """How long the body may have taken by what has come of it: each byte buys time."""
+        options = self._options
+        if not options.body_bytes_per_s:
+            return options.body_ns
+        return max(options.body_grace_ns, self._body_bytes * _SECOND // options.body_bytes_per_s)
+
+    def _why_too_slow(self, now: int) -> str:
+        if self.phase is Phase.RECEIVING and now - self._since_ns < self._options.body_ns:
+            return f"the body came at less than {self._options.body_bytes_per_s} bytes a second"
+        return "the request took too long"
+
+    def _advance(self, events: list[HttpEvent], now: int) -> list[Action]:
         """Read requests and begin to answer them, as long as no answer runs and the peer takes what we send."""
         actions: list[Action] = []
         try:
-            events = deque(feed())
-            while events and self.phase not in (Phase.CLOSING, Phase.CLOSED):
-                actions += self._handle(events.popleft(), now)
-                if not events:
-                    self._reader.check()
-                    if self._may_go_on():
-                        events.extend(self._next_request(now))
+            while events:
+                for event in events:
+                    actions += self._handle(event, now)
+                    if self.phase in _OVER:
+                        return actions
+                self._reader.check()
+                events = self._next_request(now) if self._may_go_on() else []
         except RemoteProtocolError as error:
             actions += self._refuse_unread(error, now)
         return actions
 
     def _go_on(self, now: int) -> list[Action]:
         """Read the next request where that may be."""
-        if self._reader.overflowed and self._may_go_on():
+        if not self._may_go_on():
+            return []
+        if self._reader.overflowed:
             return self._close(now)
-        return self._advance(partial(self._next_request, now), now) if self._may_go_on() else []
+        try:
+            events = self._next_request(now)
+        except RemoteProtocolError as error:
+            return self._refuse_unread(error, now)
+        return self._advance(events, now) if events else []
 
     def _may_go_on(self) -> bool:
         """Whether the next request may be read: the last is answered, and the peer reads its answers."""
-        return self.phase is Phase.WAITING and not self._blocked and self._reader.holding
+        return self.phase is _WAITING and not self._blocked and self._reader.holding
 
     def _next_request(self, now: int) -> list[HttpEvent]:
         self._since_ns = now
@@ -268,8 +322,18 @@ class Connection:
         head = event.head
         self.phase = Phase.RECEIVING
         self._since_ns = now
-        self._writer = ResponseWriter(method=head.method, version=event.version, keep_alive=event.keep_alive)
+        self._body_bytes = 0
+        self._requests += 1
+        keep_alive = event.keep_alive and self._requests < self._options.max_requests
+        self._writer = ResponseWriter(method=head.method, version=event.version, keep_alive=keep_alive)
         outcome = self._service.open(head, self._principal, now)
+        if isinstance(outcome, Conversation):
+            refusal = self._accept_upgrade(event, outcome)
+            if refusal is None:
+                return []
+            outcome = refusal
+        if event.expects_other and (isinstance(outcome, Exchange) or outcome.status < 400):
+            outcome = self._expectation_failed(event)
         if isinstance(outcome, Exchange):
             self._exchange = outcome
             if event.expects_continue:
@@ -285,7 +349,36 @@ class Connection:
         self._unread_reply = (outcome, record)
         return []
 
+    def _expectation_failed(self, event: HeadReceived) -> Reply:
+        """Refuse what RFC 9110, 10.1.1 lets a server refuse: the peer may wait for it before it sends the body."""
+        message = "The only expectation that is met here is 100-continue."
+        error = StreamError(ErrorKind.INVALID_REQUEST, message, "expectation_failed", status=417)
+        return self._service.refuse(dialect_of(event.head.path), error, event.head, close=event.head.has_body)
+
+    def _accept_upgrade(self, event: HeadReceived, conversation: Conversation) -> Reply | None:
+        """Remember to upgrade once the request is whole, or say why it cannot be."""
+        if event.version != "1.1":
+            return self._service.no_upgrade(event.head)
+        try:
+            self._upgrade = conversation, accept_upgrade(event.head, subprotocols=SUBPROTOCOLS)
+        except UpgradeRefused as refused:
+            return self._service.refuse_upgrade(event.head, refused)
+        return None
+
+    def _begin_upgraded(self, conversation: Conversation, accepted: Accepted, now: int) -> list[Action]:
+        """Leave the peer to the machine that speaks WebSocket (RFC 6455, 4.2.2)."""
+        self.phase = Phase.CLOSED
+        lines = (b"%b: %b\r\n" % (name.encode(), value.encode("latin-1")) for name, value in accepted.headers)
+        self._out.append(b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % b"".join(lines))
+        limit = self._service.options.max_body_bytes
+        conversation.open(FRAMING, accepted.subprotocol, self._share)
+        stall_ns = self._options.stall_ns
+        machine = UpgradedConnection(conversation, now, max_message_bytes=limit, stall_ns=stall_ns)
+        record = Record(method="GET", path=conversation.head.path, status=101, end="answered")
+        return [record, Upgrade(machine, self._reader.hand_over())]
+
     def _on_body(self, data: bytes, now: int) -> list[Action]:
+        self._body_bytes += len(data)
         exchange = self._exchange
         refusal = exchange.receive_data(data) if exchange else None
         if exchange is None or refusal is None:
@@ -294,6 +387,8 @@ class Connection:
         return self._answer(refusal, record, now)
 
     def _on_body_end(self, now: int) -> list[Action]:
+        if self._upgrade is not None:
+            return self._begin_upgraded(*self._upgrade, now)
         if self._unread_reply is not None:
             reply, record = self._unread_reply
             self._unread_reply = None
@@ -301,7 +396,7 @@ class Connection:
         exchange = self._exchange
         if exchange is None:
             raise LocalProtocolError("a body without an exchange")
-        outcome = exchange.receive_eof(self._writer, now)
+        outcome = self._begin_stream(exchange, now)
         if isinstance(outcome, Reply):
             record = exchange.record(status=outcome.status, end="refused", now=now, error=outcome.error)
             return self._answer(outcome, record, now)
@@ -315,6 +410,18 @@ class Connection:
         line.delivery.set_blocked(True, now)
         return [outcome, Pause(line)]
 
+    def _begin_stream(self, exchange: Exchange, now: int) -> Reply | Start | Wait:
+        share = self._share
+        if share is None:
+            return exchange.receive_eof(self._writer, now)
+        error = share.begin_stream()
+        if error is not None:
+            return self._service.refuse(exchange.dialect, error, exchange.head)
+        outcome = exchange.receive_eof(self._writer, now)
+        if isinstance(outcome, Reply):
+            share.end_stream()
+        return outcome
+
     # -- answering ---------------------------------------------------------------------------------------------------
 
     def _answer(self, reply: Reply, record: Record, now: int) -> list[Action]:
@@ -327,9 +434,8 @@ class Connection:
     def _after_answer(self, now: int) -> list[Action]:
         if not self._writer.keep_alive or self._reader.overflowed or self._service.draining:
             return self._close(now)
-        self.phase = Phase.WAITING
+        self.phase = _WAITING
         self._since_ns = now
-        self._writer = ResponseWriter()
         return []
 
     def _handle_delivery_deadline(self, now: int) -> list[Action]:
@@ -345,12 +451,15 @@ class Connection:
 
     def _refuse_unread(self, error: RemoteProtocolError, now: int) -> list[Action]:
         """Answer what could not be read as a request, and end."""
+        if self.phase is _WAITING:
+            self._writer = ResponseWriter()
         self._writer.keep_alive = False
         if self._unread_reply is not None:
             # Its head has decided already what it is answered; only the rest of its body is missing or broken.
             return self._answer(*self._unread_reply, now)
         exchange, self._exchange = self._exchange, None
-        reply = self._service.refuse_unread(str(error), error.status, exchange.dialect if exchange else None)
+        dialect = exchange.dialect if exchange else dialect_of(self._reader.path)
+        reply = self._service.refuse_unread(str(error), error.status, dialect)
         self._out.append(self._writer.reply(reply))
         if exchange is not None:
             record = exchange.record(status=error.status, end="refused", now=now, error=str(error))
@@ -366,6 +475,8 @@ class Connection:
         self._reader.close()
         if exchange is None or exchange.line is None:
             return [Abort()]
+        if self._share is not None:
+            self._share.end_stream()
         line = exchange.line
         record = exchange.record(status=line.delivery.status, end=end, now=now)
         return [Cancel(line, by), record, Abort()]

@@ -2,14 +2,15 @@
 
 What is decided here: when the answer's head leaves (it is held until the first token, the first error or the first due
 heartbeat, because until then an error can still be an HTTP status that clients retry), what is merged (only what waits
-at the moment of a write; the first token alone), when a heartbeat is due, and when a slow reader is given up.
+at the moment of a write; the first token alone), when a heartbeat is due, and when a slow reader is given up. A delivery
+also tells the stream's trace, where there is one, what has arrived and when the first byte left.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from msgspec import Struct
 
@@ -21,6 +22,7 @@ from .events import (
     Failure,
     ReasoningDelta,
     RefusalDelta,
+    StreamEnd,
     StreamStart,
     Terminal,
     TextDelta,
@@ -28,16 +30,20 @@ from .events import (
     ToolCallStart,
     UsageReport,
 )
-from .merge import MergeBuffer
+from .latency import Trace
+from .ledger import counted
+from .merge import MergeBuffer, may_merge
 
 __all__ = ["Delivery", "DeliveryOptions", "ResultDelivery", "StreamDelivery"]
 
 _SECOND: Final = 1_000_000_000
 
-_TOKENS: Final = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStart, ToolCallDelta)
+_TOKENS: Final[frozenset[type]] = frozenset({TextDelta, ReasoningDelta, RefusalDelta, ToolCallStart, ToolCallDelta})
 """What a reader sees as output; a role chunk, a heartbeat or usage is no token."""
 
-_HELD_WITH_HEAD: Final = (StreamStart, UsageReport)
+_TERMINALS: Final[frozenset[type]] = frozenset(TERMINALS)
+
+_HELD_WITH_HEAD: Final[frozenset[type]] = frozenset({StreamStart, UsageReport})
 """What may wait for the first token together with the head."""
 
 
@@ -66,9 +72,10 @@ class Delivery(ABC):
         first_ns: when the first token arrived here, or None.
         sent_bytes: bytes handed out so far.
         error: the message of the failure, or None.
+        trace: where latencies are counted; None where they are not.
     """
 
-    __slots__ = ("blocked", "ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status")
+    __slots__ = ("blocked", "ended", "error", "failed", "first_ns", "overflowed", "sent_bytes", "status", "trace")
 
     def __init__(self) -> None:
         self.blocked = False
@@ -79,11 +86,12 @@ class Delivery(ABC):
         self.first_ns: int | None = None
         self.sent_bytes: int = 0
         self.error: str | None = None
+        self.trace: Trace | None = None
 
     def _end(self, terminal: Terminal) -> None:
         self.ended = True
-        self.failed = isinstance(terminal, Failure)
-        self.error = _words(terminal)
+        self.failed = type(terminal) is not StreamEnd
+        self.error = _words(terminal) if self.failed else None
 
     @abstractmethod
     def begin(self, now: int) -> bytes:
@@ -141,6 +149,7 @@ class StreamDelivery(Delivery):
         "_refuse",
         "_template",
         "_text",
+        "_waiting_ns",
     )
 
     def __init__(
@@ -161,7 +170,7 @@ class StreamDelivery(Delivery):
         self._head = head
         self._refuse = refuse
         self._options = options
-        self._pending = MergeBuffer(ordered=encoder.numbered)
+        self._pending: MergeBuffer | None = None
         self._held = b""
         self._opened = False
         self._blocked_ns = 0
@@ -169,6 +178,7 @@ class StreamDelivery(Delivery):
         self._text: Folded | None = None
         self._number = 0
         self._last_ns = now
+        self._waiting_ns: int | None = None
 
     def begin(self, now: int) -> bytes:
         """Greet the client where that was promised; then the head is not held."""
@@ -193,25 +203,55 @@ class StreamDelivery(Delivery):
                 self._last_ns = now
                 data = text.encode(event.text, number)
                 self.sent_bytes += len(data)
+                trace = self.trace
+                if trace is not None:
+                    if event.token_count == 1 and event.text:
+                        trace.receive_token(now)
+                    else:
+                        trace.receive(events, now)
                 return data
         return self._deliver(events, now)
 
     def _deliver(self, events: Sequence[Event], now: int) -> bytes:
         if self.ended or self.overflowed:
             return b""
-        for event in events:
-            self._number += 1
-            self._pending.add(event, self._number)
-            if self.first_ns is None and isinstance(event, _TOKENS):
-                self.first_ns = now
-                self._pending.seal()
-            elif not self._options.merge:
-                self._pending.seal()
+        if self.trace is not None:
+            self.trace.receive(events, now)
+        if not self.blocked and not may_merge(events):
+            return self._write_through(events, now)
+        if self.blocked and self._waiting_ns is None:
+            self._waiting_ns = now
+        pending = self._hold(events, now)
         if not self.blocked:
             return self._write(now)
-        if self._pending.pending_bytes > self._options.budget_bytes:
+        if pending.pending_bytes > self._options.budget_bytes:
             self._give_up()
         return b""
+
+    def _write_through(self, events: Sequence[Event], now: int) -> bytes:
+        """Encode events while nothing waits before them and there is nothing to merge among them."""
+        out: list[bytes] = []
+        for event in events:
+            self._number += 1
+            if self.first_ns is None and type(event) in _TOKENS:
+                self.first_ns = now
+            self._encode(event, self._number, out)
+        self._refresh_text()
+        return self._sent(out, now)
+
+    def _hold(self, events: Sequence[Event], now: int) -> MergeBuffer:
+        pending = self._pending
+        if pending is None:
+            pending = self._pending = MergeBuffer(ordered=self._encoder.numbered)
+        for event in events:
+            self._number += 1
+            pending.add(event, self._number)
+            if self.first_ns is None and type(event) in _TOKENS:
+                self.first_ns = now
+                pending.seal()
+            elif not self._options.merge:
+                pending.seal()
+        return pending
 
     def set_blocked(self, blocked: bool, now: int) -> bytes:
         """Learn that the transport takes no more, or takes again; return what has waited."""
@@ -249,13 +289,18 @@ class StreamDelivery(Delivery):
         self.overflowed = True
         self.failed = True
         self._text = None
-        self._pending.drain()
+        self._pending = None
 
     def _write(self, now: int) -> bytes:
         out: list[bytes] = []
-        for event, number in self._pending.drain():
-            self._encode(event, number, out)
+        if self._pending is not None:
+            for event, number in self._pending.drain():
+                self._encode(event, number, out)
+            self._pending = None
         self._refresh_text()
+        if self._waiting_ns is not None and self.trace is not None:
+            self.trace.ledger.lag.record(counted(now - self._waiting_ns))
+        self._waiting_ns = None
         return self._sent(out, now)
 
     def _sent(self, out: list[bytes], now: int) -> bytes:
@@ -263,21 +308,25 @@ class StreamDelivery(Delivery):
         if data:
             self._last_ns = now
             self.sent_bytes += len(data)
+            if self.trace is not None:
+                self.trace.receive_bytes(now)
         return data
 
     def _encode(self, event: Event, number: int, out: list[bytes]) -> None:
         if not self._opened:
-            if isinstance(event, _HELD_WITH_HEAD):
+            if type(event) in _HELD_WITH_HEAD:
                 self._held += self._encoder.encode(event, number)
                 return
-            if isinstance(event, Failure):
+            if type(event) in _TERMINALS and isinstance(event, Failure):
                 self._refuse_whole(event, out)
                 return
             self._open(out)
-        out.append(self._framing.frame(self._encoder.encode(event, number)))
-        if isinstance(event, TERMINALS):
+        payload = self._encoder.encode(event, number)
+        if payload:
+            out.append(self._framing.frame(payload))
+        if type(event) in _TERMINALS:
             out.append(self._framing.end())
-            self._end(event)
+            self._end(cast("Terminal", event))
 
     def _open(self, out: list[bytes]) -> None:
         self._opened = True
@@ -341,12 +390,16 @@ class ResultDelivery(Delivery):
     def deliver(self, events: Sequence[Event], now: int) -> bytes:
         """Fold the events in; return the whole answer once the terminal event is among them."""
         data = b""
+        if self.trace is not None:
+            self.trace.receive(events, now)
         for event in events:
             self._collector.receive(event)
-            if self.first_ns is None and isinstance(event, _TOKENS):
+            if self.first_ns is None and type(event) in _TOKENS:
                 self.first_ns = now
-            if isinstance(event, TERMINALS):
-                data = self._finish(event)
+            if type(event) in _TERMINALS:
+                data = self._finish(cast("Terminal", event))
+                if self.trace is not None:
+                    self.trace.receive_bytes(now)
         return data
 
     def _finish(self, terminal: Terminal) -> bytes:
@@ -374,5 +427,5 @@ class ResultDelivery(Delivery):
 
 
 def _words(terminal: Terminal) -> str | None:
-    """Say in words how a stream failed; None where it did not."""
+    """Say in words how a stream failed."""
     return getattr(terminal, "message", None) or getattr(terminal, "reason", None) or getattr(terminal, "by", None)

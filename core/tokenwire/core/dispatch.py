@@ -36,6 +36,8 @@ class Dispatcher:
         log: takes each answered request's Record.
         report: takes what a backend raised or broke, with the stream's id.
         yield_to_loop: asks for `resume` to be called in the loop's next turn.
+        clock: the clock of `now`. It is read once a batch, after its writes, for the delivery lag; without it that is
+            not counted.
     """
 
     def __init__(
@@ -46,14 +48,16 @@ class Dispatcher:
         log: Callable[[Record], None],
         report: Callable[[Exception, str], None],
         yield_to_loop: Callable[[], None],
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self._service = service
         self._source = source
         self._log = log
         self._report = report
         self._yield_to_loop = yield_to_loop
+        self._clock = clock
         self._lines: dict[Line, None] = {}
-        self._deferred: deque[tuple[Line, Sequence[Item]]] = deque()
+        self._deferred: deque[tuple[int, deque[tuple[Line, Sequence[Item]]]]] = deque()
         self._starts: deque[Line] = deque()
         self._cancels: deque[Line] = deque()
         self._settles: deque[Carrier] = deque()
@@ -75,19 +79,30 @@ class Dispatcher:
         # Backends know a Line as an opaque handle; they hand back the very objects that they were given.
         lines = cast("Sequence[tuple[Line, Sequence[Item]]]", batch)
         if self._deferred:
-            self._deferred.extend(lines)
+            self._defer(iter(lines), now)
             return
         iterator = iter(lines)
         self._feed(islice(iterator, STREAMS_PER_TURN), now)
-        self._deferred.extend(iterator)
+        self._defer(iterator, now)
         if self._deferred:
             self._yield_to_loop()
         self._after_batch(now)
 
+    def _defer(self, lines: Iterator[tuple[Line, Sequence[Item]]], arrived: int) -> None:
+        rest = deque(lines)
+        if rest:
+            self._deferred.append((arrived, rest))
+
     def resume(self, now: int) -> None:
-        """Go on with a batch that was larger than a turn."""
-        turn = [self._deferred.popleft() for _ in range(min(STREAMS_PER_TURN, len(self._deferred)))]
-        self._feed(iter(turn), now)
+        """Go on with what did not fit into a turn; it has arrived when its batch did, and not now."""
+        room = STREAMS_PER_TURN
+        while self._deferred and room:
+            arrived, rest = self._deferred[0]
+            turn = [rest.popleft() for _ in range(min(room, len(rest)))]
+            if not rest:
+                self._deferred.popleft()
+            room -= len(turn)
+            self._feed(iter(turn), arrived)
         if self._deferred:
             self._yield_to_loop()
         self._after_batch(now)
@@ -101,20 +116,17 @@ class Dispatcher:
             now: monotonic nanoseconds.
         """
         for action in actions:
-            match action:
-                case Start():
-                    self._bind(action.stream, carrier)
-                    self._starts.append(action.stream)
-                case Wait():
-                    self._bind(action.stream, carrier)
-                case Cancel():
-                    self._cancel(action)
-                case Pause() | Resume():
-                    self._turns.append(action.stream)
-                case Record():
-                    self._log(action)
-                case _:
-                    pass  # Close and Abort
+            if isinstance(action, Record):
+                self._log(action)
+            elif isinstance(action, Start):
+                self._bind(action.stream, carrier)
+                self._starts.append(action.stream)
+            elif isinstance(action, Wait):
+                self._bind(action.stream, carrier)
+            elif isinstance(action, Cancel):
+                self._cancel(action)
+            elif isinstance(action, Pause | Resume):
+                self._turns.append(action.stream)
         self._after_batch(now)
 
     def shut_down(self, error: StreamError, now: int) -> None:
@@ -127,6 +139,8 @@ class Dispatcher:
 
     def _feed(self, batch: Iterator[tuple[Line, Sequence[Item]]], now: int) -> None:
         outer, self._working = self._working, True
+        accountant = self._service.accountant
+        several = len(accountant.ledgers) > 1
         written: list[tuple[Carrier, bytes]] = []
         try:
             for line, items in batch:
@@ -139,15 +153,20 @@ class Dispatcher:
                     continue
                 carrier = line.carrier
                 if carrier is not None:
-                    data = line.delivery.deliver(events, now)
+                    delivery = line.delivery
+                    data = delivery.deliver(events, now)
                     if data:
                         written.append((carrier, data))
-                    elif line.delivery.overflowed:
+                        if several and delivery.trace is not None:
+                            delivery.trace.ledger.writes += 1
+                    elif delivery.overflowed:
                         self._settles.append(carrier)
                 if stream.terminal is not None and line in self._lines:
                     self._retire(line)
             for carrier, data in written:
                 carrier.write(data)
+            if written and self._clock is not None:
+                accountant.record_lag(self._clock() - now, 0 if several else len(written))
         finally:
             self._working = outer
 
@@ -166,6 +185,10 @@ class Dispatcher:
             self._settles.append(line.carrier)
         if line.stream.cut_short:
             self._cancels.append(line)
+        else:
+            line.job = (
+                None  # it knows the line: a ring would wait for the collector of cycles, with all that hangs on it
+            )
         self._leave(line)
 
     def _leave(self, line: Line) -> None:
@@ -230,6 +253,8 @@ class Dispatcher:
     def _start(self, line: Line, now: int) -> None:
         if line.stream.terminal is not None:
             return
+        if line.delivery.trace is not None:
+            line.delivery.trace.start(now)
         try:
             line.job = self._source.start(line, line.request)
         except Exception as error:  # noqa: BLE001  # a backend's bug must end one stream, not the server

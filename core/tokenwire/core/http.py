@@ -1,11 +1,11 @@
 """HTTP/1.1 messages on the server's side: request heads and bodies in, answers out.
 
-h11 parses the heads and bodies, one h11 connection a request. It is kept away from three things that it would get wrong
-for us: it accepts bare LF, obs-fold, Content-Length beside Transfer-Encoding, and Transfer-Encoding in HTTP/1.0, so every
-head is checked before h11 sees it; it buffers without bound while a response runs, so pipelined bytes are held here, up to
-a limit; and it hides the end of input while paused, so the end of input never goes through it.
+A usual head is read by one expression (`_head`), a body by its framing (`_body`). h11 reads the heads that are left, and
+never alone: it accepts bare LF, obs-fold, several lengths, Content-Length beside Transfer-Encoding and Transfer-Encoding in
+HTTP/1.0, so they are checked before and after. It sees nothing else: bodies would cost more in it, it buffers without
+bound while a response runs, so pipelined bytes are held here, up to a limit; and it hides the end of input while paused.
 
-The writer keeps its own body framing (chunked, until close, length, none), because tokens are written past h11.
+The writer keeps its own body framing (chunked, until close, length, none), because tokens are written past any writer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Final
 import h11
 from msgspec import Struct
 
-from .contracts import Folded, Reply, RequestHead, ResponseHead, Template
+from ._body import BodyReader, ChunkedBody, LengthBody
+from ._head import HeadReceived, check_head, check_request_line, interpret, read_usual
+from .contracts import Folded, Reply, ResponseHead, Template
 from .errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
 from .framing import chunk, fold_bare, fold_chunked
 
@@ -40,12 +42,10 @@ MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_PIPELINED_BYTES: Final = 16 * 1024
 """What a peer may send ahead while its answer runs. A peer that sends more has its later requests unanswered."""
 
-_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [\x21-\x7e]+ HTTP/1\.[01]")
 _CR: Final = 0x0D
-_OTHER_VERSION: Final = re.compile(rb"[^ ]+ [^ ]+ HTTP/(?!1\.[01])[0-9](?:\.[0-9])?")
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _QUOTED: Final = re.compile(r""":? (?:bytearray\()?b['"].*""", re.DOTALL)
-_UNSAFE_IN_HEAD: Final = re.compile(r"[\r\n\x00]")
+_find_unsafe: Final = re.compile(r"[\r\n\x00]").search
 
 
 def _no_bytes(text: str) -> bytes:
@@ -55,19 +55,6 @@ def _no_bytes(text: str) -> bytes:
 
 _NOTHING: Final = Template(b"", b"", _no_bytes)
 """What a body that must not be there makes of every token (HEAD, 204, 304)."""
-
-
-class HeadReceived(Struct, frozen=True):
-    """A request's head is whole."""
-
-    head: RequestHead
-    """The head."""
-    version: str
-    """1.0 or 1.1."""
-    keep_alive: bool
-    """Whether the peer lets the connection go on after this answer."""
-    expects_continue: bool
-    """Whether the peer waits for 100 Continue before it sends the body (RFC 9110, 10.1.1)."""
 
 
 class BodyReceived(Struct, frozen=True):
@@ -83,6 +70,8 @@ class BodyEnded(Struct, frozen=True):
 
 HttpEvent = HeadReceived | BodyReceived | BodyEnded
 
+_ENDED: Final = BodyEnded()
+
 
 class _Phase(Enum):
     HEAD = "head"
@@ -91,29 +80,34 @@ class _Phase(Enum):
     CLOSED = "closed"
 
 
+_HEAD: Final = _Phase.HEAD
+_BODY: Final = _Phase.BODY
+_HELD: Final = _Phase.HELD
+
+
 class RequestReader:
     """Reads one peer's requests, one at a time.
 
     Args:
-        max_head_bytes: the longest head; a longer one is refused with 431.
+        max_head_bytes: the longest head; a longer one is refused with 431, or with 414 where its first line has no end.
         max_pipelined_bytes: the most that is held while an answer runs.
 
     Attributes:
         overflowed: more than `max_pipelined_bytes` came while an answer ran; they are gone, and the connection must end
             with that answer.
+        path: of the request whose head is not whole, once its first line is, or whose head was refused; else empty.
     """
 
     __slots__ = (
+        "_body",
         "_buffer",
         "_fault",
-        "_h11",
-        "_line_seen",
         "_max_head",
         "_max_pipelined",
         "_phase",
-        "_recent",
         "_searched",
         "overflowed",
+        "path",
     )
 
     def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_pipelined_bytes: int = MAX_PIPELINED_BYTES) -> None:
@@ -121,17 +115,16 @@ class RequestReader:
         self._max_pipelined = max_pipelined_bytes
         self._buffer = bytearray()
         self._searched = 0
-        self._line_seen = False
-        self._phase = _Phase.HEAD
-        self._h11: h11.Connection | None = None
-        self._recent: bytearray | None = None
+        self._phase = _HEAD
+        self._body: BodyReader | None = None
         self._fault: RemoteProtocolError | None = None
         self.overflowed = False
+        self.path = ""
 
     @property
     def mid_request(self) -> bool:
         """Whether a request has begun and is not whole: an end of input now cuts it in half."""
-        return self._phase is _Phase.BODY or (self._phase is _Phase.HEAD and bool(self._buffer) and not self._half_line)
+        return self._phase is _BODY or (self._phase is _HEAD and bool(self._buffer) and not self._half_line)
 
     @property
     def _half_line(self) -> bool:
@@ -141,7 +134,7 @@ class RequestReader:
     @property
     def holding(self) -> bool:
         """Whether the last request is whole and `next_request` may be called."""
-        return self._phase is _Phase.HELD
+        return self._phase is _HELD
 
     def receive_data(self, data: bytes) -> list[HttpEvent]:
         """Take bytes, return what they complete of the present request.
@@ -153,14 +146,22 @@ class RequestReader:
             RemoteProtocolError: the peer's bytes are not a request; its status answers it. The reader is closed.
             LocalProtocolError: the reader is closed.
         """
-        self.check()
-        if self._phase is _Phase.CLOSED:
+        if self._fault is not None:
+            self.check()
+        phase = self._phase
+        if phase is _HEAD:
+            if not self._buffer and (end := data.find(b"\r\n\r\n") + 4) > 3 and end <= self._max_head:
+                received = read_usual(data[:end])
+                if received is not None:
+                    return self._begin(received, data[end:])
+            self._buffer += data
+            return self._read(b"")
+        if phase is _BODY:
+            return self._read(data)
+        if phase is not _HELD:
             raise LocalProtocolError("the reader is closed")
-        if self._phase is _Phase.HELD:
-            self._hold(data)
-            return []
-        self._buffer += data
-        return self._read()
+        self._hold(data)
+        return []
 
     def next_request(self) -> list[HttpEvent]:
         """Go on to the next request, after the answer to the last: return what is there of it already.
@@ -169,13 +170,12 @@ class RequestReader:
             RemoteProtocolError: as `receive_data`.
             LocalProtocolError: the last request is not whole.
         """
-        self.check()
-        if self._phase is not _Phase.HELD:
+        if self._fault is not None:
+            self.check()
+        if self._phase is not _HELD:
             raise LocalProtocolError(f"no next request while in phase {self._phase.value}")
-        self._phase = _Phase.HEAD
-        self._searched = 0
-        self._line_seen = False
-        return self._read()
+        self._phase = _HEAD
+        return self._read(b"") if self._buffer else []
 
     def check(self) -> None:
         """Report the error of a read that returned events first.
@@ -187,11 +187,17 @@ class RequestReader:
         if fault is not None:
             raise fault
 
+    def hand_over(self) -> bytes:
+        """Give what came behind the request that is whole, for another protocol to read. The reader is closed."""
+        rest = bytes(self._buffer)
+        self.close()
+        return rest
+
     def close(self) -> None:
         """Take nothing more; what is held is dropped."""
         self._phase = _Phase.CLOSED
         self._fault = None
-        self._h11 = None
+        self._body = None
         self._buffer = bytearray()
 
     def _hold(self, data: bytes) -> None:
@@ -201,13 +207,27 @@ class RequestReader:
         elif not self.overflowed:
             self._buffer += data
 
-    def _read(self) -> list[HttpEvent]:
+    def _begin(self, received: HeadReceived, data: bytes) -> list[HttpEvent]:
+        """Go on behind a usual head, whose body has a length or is not there."""
+        length = received.head.content_length or 0
+        if len(data) < length:
+            self._body = LengthBody(length)
+            self._phase = _BODY
+            return [received, *self._read(data)]
+        self._phase = _HELD
+        if len(data) > length:
+            self._hold(data[length:])
+            data = data[:length]
+        return [received, BodyReceived(data), _ENDED] if length else [received, _ENDED]
+
+    def _read(self, data: bytes) -> list[HttpEvent]:
+        """Read on: what is buffered of a head, or more of a body."""
         events: list[HttpEvent] = []
         try:
-            if self._phase is _Phase.HEAD:
-                self._read_head(events)
-            if self._phase is _Phase.BODY:
-                self._read_body(events)
+            if self._phase is _HEAD:
+                data = self._read_head(events)
+            if self._phase is _BODY:
+                self._read_body(data, events)
         except (RemoteProtocolError, h11.RemoteProtocolError) as error:
             fault = error if isinstance(error, RemoteProtocolError) else _translated(error)
             self.close()
@@ -216,35 +236,36 @@ class RequestReader:
             self._fault = fault
         return events
 
-    def _read_head(self, events: list[HttpEvent]) -> None:
+    def _read_head(self, events: list[HttpEvent]) -> bytes:
+        """Take a head out of the buffer, if it is whole; return what came behind it."""
         buffer = self._buffer
         if not self._searched:
             # RFC 9112, 2.2: empty lines before the request line are to be ignored.
             while buffer.startswith(b"\r\n"):
                 del buffer[:2]
             if self._half_line:
-                return
+                return b""
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         length = len(buffer) if end < 0 else end + 4
         self._check_early(min(length, self._max_head))
         if length > self._max_head:
-            raise LimitExceeded("max_head_bytes", self._max_head, status=431)
+            raise LimitExceeded("max_head_bytes", self._max_head, status=431 if self.path else 414)
         if end < 0:
             self._searched = length
-            return
-        head = bytes(buffer[:length])
-        del buffer[:length]
-        _check_head(head)
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=self._max_head)
-        self._h11.receive_data(head)
-        request = self._h11.next_event()
-        if not isinstance(request, h11.Request):
-            raise RemoteProtocolError("this is not a request head")
-        received = _head_received(request)
+            return b""
+        head, rest = bytes(buffer[:length]), bytes(buffer[length:])
+        buffer.clear()
+        received = read_usual(head) or _read_unusual(head, self._max_head)
         events.append(received)
-        chunked = received.head.has_body and received.head.content_length is None
-        self._recent = bytearray() if chunked else None
-        self._phase = _Phase.BODY
+        self._body = (
+            LengthBody(received.head.content_length or 0)
+            if received.head.content_length is not None or not received.head.has_body
+            else ChunkedBody()
+        )
+        self._phase = _BODY
+        self._searched = 0
+        self.path = ""
+        return rest
 
     def _check_early(self, length: int) -> None:
         """Refuse what can never become a request before its end has come: garbage must not wait for a deadline.
@@ -257,139 +278,54 @@ class RequestReader:
         buffer, begin = self._buffer, self._searched
         if not begin and length and buffer[0] not in _TOKEN:
             raise RemoteProtocolError("this is not an HTTP request")
-        if not self._line_seen and (line_end := buffer.find(b"\r\n", max(0, begin - 1), length)) >= 0:
-            self._line_seen = True
+        if not self.path and (line_end := buffer.find(b"\r\n", max(0, begin - 1), length)) >= 0:
             line = bytes(buffer[:line_end])
             if b"\n" not in line:
-                _check_request_line(line)
+                self.path = check_request_line(line)
         # RFC 9112, 2.2 lets a server take a bare LF for a line end; what stands before us may not, and then the two
         # disagree where a request ends.
         ends = buffer.count(b"\r\n", max(0, begin - 1), length)
         if buffer.count(b"\n", begin, length) != ends:
             raise RemoteProtocolError("a line of the head ends in a bare LF")
 
-    def _read_body(self, events: list[HttpEvent]) -> None:
-        parser = self._h11
-        if parser is None:
+    def _read_body(self, data: bytes, events: list[HttpEvent]) -> None:
+        body = self._body
+        if body is None:
             raise LocalProtocolError("no request is being read")
-        if self._buffer:
-            data = bytes(self._buffer)
-            self._buffer.clear()
-            if self._recent is not None:
-                self._recent += data
-                del self._recent[: -(self._max_head + len(data))]
-            parser.receive_data(data)
-        while True:
-            event = parser.next_event()
-            if isinstance(event, h11.Data):
-                events.append(BodyReceived(bytes(event.data)))
-            elif isinstance(event, h11.EndOfMessage):
-                rest = parser.trailing_data[0]
-                if self._recent is not None:
-                    _check_trailers(bytes(self._recent[: len(self._recent) - len(rest)]), len(event.headers))
-                self._phase = _Phase.HELD
-                self._h11 = self._recent = None
+        pieces: list[bytes] = []
+        try:
+            rest = body.receive_data(data, pieces)
+        finally:
+            if pieces:
+                events.append(BodyReceived(b"".join(pieces)))
+        if rest is not None:
+            self._phase = _HELD
+            self._body = None
+            if rest:
                 self._hold(rest)
-                events.append(BodyEnded())
-                return
-            else:
-                return
+            events.append(_ENDED)
+
+
+def _read_unusual(data: bytes, max_head_bytes: int) -> HeadReceived:
+    """Read a head by h11, within our rules.
+
+    Raises:
+        RemoteProtocolError: it is refused, by us or by h11.
+    """
+    check_head(data)
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max_head_bytes)
+    parser.receive_data(data)
+    request = parser.next_event()
+    if not isinstance(request, h11.Request):
+        raise RemoteProtocolError("this is not a request head")
+    fields = tuple((bytes(name), bytes(value)) for name, value in request.headers)
+    method, target, version = bytes(request.method), bytes(request.target), bytes(request.http_version)
+    return interpret(method.decode("ascii"), target.decode("ascii"), version.decode("ascii"), fields)
 
 
 def _translated(error: h11.RemoteProtocolError) -> RemoteProtocolError:
     """Take an error of h11 over, but for the peer's bytes that it quotes: keys and prompts must not get into a log."""
     return RemoteProtocolError(_QUOTED.sub("", str(error)), status=error.error_status_hint)
-
-
-def _check_request_line(line: bytes) -> None:
-    if _REQUEST_LINE.fullmatch(line):
-        return
-    if _OTHER_VERSION.fullmatch(line):
-        raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
-    raise RemoteProtocolError("the request line is malformed")
-
-
-def _check_head(head: bytes) -> None:
-    """Refuse what h11 would accept though intermediaries disagree about it, which is how requests are smuggled.
-
-    Raises:
-        RemoteProtocolError: 400.
-    """
-    if head.count(b"\r") != head.count(b"\r\n") or b"\x00" in head:
-        raise RemoteProtocolError("a bare CR or NUL in the head")
-    if b"\r\n " in head or b"\r\n\t" in head:
-        raise RemoteProtocolError("a folded header line (obs-fold, RFC 9112, 5.2)")
-
-
-def _check_trailers(data: bytes, fields: int) -> None:
-    """Refuse what h11 would accept behind the last chunk; see `_check_head`.
-
-    Args:
-        data: a chunked body's last bytes, up to its end.
-        fields: how many trailer fields h11 has found in them.
-
-    Raises:
-        RemoteProtocolError: 400.
-    """
-    # Each field has a line, and the empty line ends them. Where one is folded, a folded line is among the last of them.
-    lines = data.split(b"\n")[-fields - 2 : -1]
-    if any(line[-1:] != b"\r" or line[:1] in (b" ", b"\t") for line in lines):
-        raise RemoteProtocolError("a line of the trailers is folded or ends in a bare LF")
-
-
-def _head_received(request: h11.Request) -> HeadReceived:
-    headers = tuple((bytes(name), bytes(value)) for name, value in request.headers)
-    version = bytes(request.http_version).decode("ascii")
-    length = _content_length(headers)
-    chunked = _is_chunked(headers, version)
-    if chunked and length is not None:
-        # RFC 9112, 6.3: may be an attempt at smuggling.
-        raise RemoteProtocolError("Content-Length beside Transfer-Encoding")
-    path, _, query = _origin_form(bytes(request.target).decode("ascii")).partition("?")
-    head = RequestHead(
-        bytes(request.method).decode("ascii"),
-        path,
-        query,
-        headers,
-        chunked or bool(length),
-        length,
-    )
-    tokens = _connection_tokens(headers)
-    expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-    return HeadReceived(head, version, version == "1.1" and b"close" not in tokens, expects and version == "1.1")
-
-
-def _content_length(headers: tuple[tuple[bytes, bytes], ...]) -> int | None:
-    values = [value for name, value in headers if name == b"content-length"]
-    if len(values) > 1 or (values and not values[0].isdigit()):
-        raise RemoteProtocolError("Content-Length must be one number")
-    return int(values[0]) if values else None
-
-
-def _is_chunked(headers: tuple[tuple[bytes, bytes], ...], version: str) -> bool:
-    values = [value.lower() for name, value in headers if name == b"transfer-encoding"]
-    if values and version == "1.0":
-        raise RemoteProtocolError("Transfer-Encoding in HTTP/1.0")
-    if values and values != [b"chunked"]:
-        raise RemoteProtocolError("the only transfer coding is chunked, once", status=501)
-    return bool(values)
-
-
-def _origin_form(target: str) -> str:
-    """Reduce a target to path and query (RFC 9112, 3.2): absolute form to its path, the asterisk to itself."""
-    if target.startswith("/") or target == "*":
-        return target
-    scheme, separator, rest = target.partition("://")
-    if separator and scheme.lower() in ("http", "https"):
-        authority, slash, path = rest.partition("/")
-        if authority and "?" not in authority:
-            return slash + path if slash else "/"
-    raise RemoteProtocolError("the request target is neither a path nor an http URL")
-
-
-def _connection_tokens(headers: tuple[tuple[bytes, bytes], ...]) -> set[bytes]:
-    values = b",".join(value for name, value in headers if name == b"connection")
-    return {token.strip().lower() for token in values.split(b",")}
 
 
 class BodyFraming(Enum):
@@ -470,16 +406,14 @@ def encode_head(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
     Raises:
         ValueError: a name or value has CR, LF or NUL, or a value is not latin-1: refused, never altered.
     """
-    lines = [f"HTTP/1.1 {status} {_phrase(status)}"]
-    for name, value in headers:
-        if _UNSAFE_IN_HEAD.search(name) or _UNSAFE_IN_HEAD.search(value):
-            raise ValueError(f"header {name!r} holds CR, LF or NUL")
-        lines.append(f"{name}: {value}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
+    text = "".join([line, *[f"{name}: {value}\r\n" for name, value in headers], "\r\n"])
+    # Looked for in the whole, where there may be none but those just written: three scans and not two for each header.
+    ends = len(headers) + 2
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
+        name = next(name for name, value in headers if _find_unsafe(name) or _find_unsafe(value))
+        raise ValueError(f"header {name!r} holds CR, LF or NUL")
+    return text.encode("latin-1")
 
 
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}

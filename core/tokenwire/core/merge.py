@@ -8,7 +8,7 @@ anywhere, merged piece by piece, and merged again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .events import (
@@ -22,7 +22,7 @@ from .events import (
     UsageReport,
 )
 
-__all__ = ["MergeBuffer", "merge_run"]
+__all__ = ["MergeBuffer", "may_merge", "merge_run"]
 
 _CONSOLIDATE_AT: Final = 256
 """Pieces of one delta that are joined at once, so that a thousand tiny strings do not each cost a string's overhead."""
@@ -149,6 +149,11 @@ class MergeBuffer:
         self._last[key] = len(self._entries)
         self._entries.append(_Growing(event) if isinstance(event, _TEXTS) else event)
         self._numbers.append(number)
+
+
+def may_merge(events: Sequence[Event]) -> bool:
+    """Say whether there may be something to merge in a run: two events of one class."""
+    return len(set(map(type, events))) < len(events)
 
 
 def merge_run(events: Iterable[Event], *, ordered: bool = False) -> list[Event]:

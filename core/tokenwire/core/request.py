@@ -57,7 +57,7 @@ class Message(Struct, frozen=True):
     @property
     def text(self) -> str:
         """The message's text parts, joined."""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        return "".join([part.text for part in self.content if isinstance(part, TextPart)])
 
 
 class Tool(Struct, frozen=True):

@@ -11,7 +11,9 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
+from . import exposition
 from .contracts import Dialect, Reply, RequestHead
+from .conversation import Conversation
 from .dialects.openai_chat import OpenAIChat
 from .dialects.plain import Plain
 from .errors import RequestRefused
@@ -31,7 +33,7 @@ CHAT: Final = OpenAIChat()
 class Route(Struct, frozen=True):
     """What is found under a path and method."""
 
-    answer: Callable[[Service, Route, RequestHead, int], Reply | Exchange]
+    answer: Callable[[Service, Route, RequestHead, int], Reply | Exchange | Conversation]
     """What answers."""
     dialect: Dialect
     """The language of its errors and answers."""
@@ -82,12 +84,30 @@ def _model(service: Service, route: Route, head: RequestHead, now: int) -> Reply
     return _json(service, CHAT.encode_model(card), head)
 
 
+def _metrics(service: Service, route: Route, head: RequestHead, now: int) -> Reply:
+    del now
+    if not service.options.accounting:
+        error = StreamError(ErrorKind.NOT_FOUND, "Latencies are not counted here.", "not_found")
+        return service.refuse(route.dialect, error, head)
+    headers = (("content-type", exposition.CONTENT_TYPE), *service.common(head))
+    return Reply(200, headers, exposition.encode(exposition.families(service.accountant)))
+
+
 def _json(service: Service, body: bytes, head: RequestHead) -> Reply:
     return Reply(200, (("content-type", "application/json"), *service.common(head)), body)
 
 
 def _generate(service: Service, route: Route, head: RequestHead, now: int) -> Reply | Exchange:
     return service.exchange(route, head, now)
+
+
+def _converse(service: Service, route: Route, head: RequestHead, now: int) -> Reply | Conversation:
+    del now
+    if "websocket" not in (head.header(b"upgrade") or "").lower():  # the handshake is looked at more closely later
+        return service.no_upgrade(head)
+    if service.draining:
+        return service.refuse(route.dialect, service.shutting_down(), head, close=True)
+    return Conversation(service, head)
 
 
 def _readable(answer: Callable[[Service, Route, RequestHead, int], Reply], dialect: Dialect) -> Mapping[str, Route]:
@@ -99,10 +119,12 @@ _PLAIN_ROUTE: Final = Route(_generate, PLAIN, generates=True, id_prefix="tw")
 
 _ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/chat": {"POST": _PLAIN_ROUTE, "GET": _PLAIN_ROUTE},
+    "/ws/chat": {"GET": Route(_converse, PLAIN, generates=True)},
     "/v1/chat/completions": {"POST": _CHAT_ROUTE},
     "/v1/models": _readable(_models, CHAT),
     "/healthz": dict.fromkeys(("GET", "HEAD"), Route(_health, PLAIN, guarded=False)),
     "/readyz": dict.fromkeys(("GET", "HEAD"), Route(_ready, PLAIN, guarded=False)),
+    "/metrics": _readable(_metrics, PLAIN),
     "/": _readable(_page, PLAIN),
 }
 _MODEL_PATH: Final = "/v1/models/"

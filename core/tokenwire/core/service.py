@@ -8,7 +8,7 @@ that every policy test holds for every carrier.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from typing import Final, Protocol
 from urllib.parse import parse_qsl
@@ -19,20 +19,39 @@ from msgspec.structs import replace
 from .actions import Record, Start, Wait
 from .admission import Admission, Place
 from .collect import Result
-from .contracts import Dialect, Framing, Headers, ModelCard, ParsedRequest, Principal, Reply, RequestHead, ResponseHead
+from .contracts import (
+    ANY_MODEL,
+    Dialect,
+    Framing,
+    Headers,
+    ModelCard,
+    ParsedRequest,
+    Principal,
+    Reply,
+    RequestHead,
+    ResponseHead,
+)
+from .conversation import Conversation
 from .delivery import Delivery, DeliveryOptions, ResultDelivery, StreamDelivery
 from .dialects.base import failure_of, status_of
 from .errors import RequestRefused
-from .events import ErrorKind, Failure, StreamError, StreamStart
+from .events import ErrorKind, Failure, StreamCancelled, StreamError, StreamStart, StreamTruncated
 from .guard import Guard, shown
+from .latency import Accountant
+from .ledger import Targets
 from .line import Line
 from .request import GenerationRequest
 from .routes import PLAIN, Route, dialect_of, routes_at
 from .stream import Stream
+from .websocket import UpgradeRefused
 
 __all__ = ["Exchange", "Facts", "Service", "ServiceOptions"]
 
 _SECOND: Final = 1_000_000_000
+_UNLISTED: Final = "unlisted"
+_UPGRADE_REQUIRED: Final = 426
+_FAILED_ENDS: Final[Mapping[type, str]] = {StreamTruncated: "truncated", StreamCancelled: "cancelled"}
+_STREAM_HEADERS: Final[Headers] = (("cache-control", "no-cache, no-transform"), ("x-accel-buffering", "no"))
 _JSON: Final = re.compile(r"application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
@@ -57,12 +76,18 @@ class ServiceOptions(Struct, frozen=True, kw_only=True):
     """Streams that run at once; more wait in the queue."""
     max_waiting: int = 256
     """Streams that wait; more are refused with 429."""
+    max_prompts: int = 8
+    """Prompts that wait on one WebSocket while an answer runs."""
     retry_after_ns: int = _SECOND
     """What a refused client is told to wait."""
     guard: Guard = Guard()
     """Who may call from where."""
     delivery: DeliveryOptions = DeliveryOptions()
     """How patient deliveries are."""
+    accounting: bool = True
+    """Whether latencies are counted, for /metrics and for the log."""
+    targets: Targets = Targets()
+    """What makes a stream good."""
     page: bytes = b""
     """The HTML page at GET /; none where empty."""
 
@@ -76,14 +101,18 @@ class Exchange:
         line: the stream, once there is one.
         received_ns: when the head came.
         model: the model that was asked for, once it is known.
+        greets: the answer begins before the backend does, and failures are events in it.
     """
 
-    __slots__ = ("_body", "_id_prefix", "_service", "dialect", "head", "line", "model", "received_ns")
+    __slots__ = ("_body", "_id_prefix", "_service", "dialect", "greets", "head", "line", "model", "received_ns")
 
-    def __init__(self, service: Service, dialect: Dialect, id_prefix: str, head: RequestHead, now: int) -> None:
+    def __init__(
+        self, service: Service, dialect: Dialect, id_prefix: str, head: RequestHead, now: int, *, greets: bool = False
+    ) -> None:
         self._service = service
+        self.greets = greets
         self._id_prefix = id_prefix
-        self._body: bytearray | None = bytearray()
+        self._body: bytes | bytearray | None = b""
         self.head = head
         self.dialect = dialect
         self.line: Line | None = None
@@ -101,12 +130,18 @@ class Exchange:
         Returns:
             A refusal with 413 once the body is too long; the exchange is over then. Else None.
         """
-        if self._body is None:
+        body = self._body
+        if body is None:
             return None
-        if len(self._body) + len(data) > self._service.options.max_body_bytes:
+        if len(body) + len(data) > self._service.options.max_body_bytes:
             self._body = None
             return self._service.refuse(self.dialect, self._service.too_large(), self.head, close=True)
-        self._body += data
+        if not body:
+            self._body = data  # the usual body comes in one piece, and is not copied
+            return None
+        if not isinstance(body, bytearray):
+            self._body = body = bytearray(body)
+        body += data
         return None
 
     def receive_eof(self, framing: Framing, now: int) -> Reply | Start | Wait:
@@ -126,9 +161,14 @@ class Exchange:
             return self._service.refuse(self.dialect, refused.error, self.head, headers=refused.headers)
 
     def record(self, *, status: int, end: str, now: int, error: str | None = None) -> Record:
-        """Write down how the exchange ended."""
+        """Write down how the exchange ended, and close its trace. Called once, at its end."""
         line, delivery = self.line, self.delivery
         first = delivery.first_ns if delivery else None
+        if line is not None and end == "failed":
+            end = _FAILED_ENDS.get(type(line.stream.terminal), end)
+        trace = delivery.trace if delivery else None
+        if trace is not None:
+            trace.close(end, now)
         return Record(
             method=self.head.method,
             path=self.head.path,
@@ -141,15 +181,39 @@ class Exchange:
             sent_bytes=delivery.sent_bytes if delivery else 0,
             first_token_ns=None if first is None else first - self.received_ns,
             duration_ns=now - self.received_ns,
+            queue_ns=trace.queue_ns if trace else None,
+            tpot_ns=trace.tpot_ns if trace else None,
+            gap_p99_ns=trace.gap_percentile(99) if trace else None,
             error=error,
         )
+
+
+class _Wording:
+    """How the answer to one request is worded where it is a whole one: a result, or a failure before any of a stream."""
+
+    __slots__ = ("_dialect", "_head", "_headers", "_request", "_service")
+
+    def __init__(self, service: Service, exchange: Exchange, request: GenerationRequest, headers: Headers) -> None:
+        # Not the exchange itself, which has the delivery that has this: nothing here is to wait for a collector of cycles.
+        self._service = service
+        self._dialect = exchange.dialect
+        self._head = exchange.head
+        self._request = request
+        self._headers = headers
+
+    def result(self, result: Result) -> Reply:
+        headers = (("content-type", "application/json"), *self._headers, *self._service.common(self._head))
+        return Reply(200, headers, self._dialect.encode_result(result, self._request))
+
+    def refusal(self, terminal: Failure) -> Reply:
+        return self._service.refuse(self._dialect, failure_of(terminal), self._head, headers=self._headers)
 
 
 class Service:
     """The application.
 
     Args:
-        models: what can be asked for; the first is the default.
+        models: what can be asked for; the first is the default. A sequence whose content may change.
         honours: fields of GenerationRequest that the backend acts on.
         facts: ids and wall clock.
         options: what the operator set.
@@ -157,6 +221,7 @@ class Service:
     Attributes:
         draining: no new stream is begun; those that run go on.
         admission: who runs and who waits.
+        accountant: what latencies there were.
     """
 
     def __init__(
@@ -169,15 +234,17 @@ class Service:
     ) -> None:
         self.options = options or ServiceOptions()
         self.draining = False
-        self._models = {model.name: model for model in models}
-        self._default_model = models[0]
+        self._models = models
         self._engine_honours = honours
+        self._engine_stops = "stop" in honours
+        self._engine_counts = "max_tokens" in honours
         self._honoured = honours | {"max_tokens", "stop"}
         self._facts = facts
         self._date = (-1, "")
         self.admission = Admission(max_running=self.options.max_running, max_waiting=self.options.max_waiting)
+        self.accountant = Accountant(self.options.targets)
 
-    def open(self, head: RequestHead, principal: Principal, now: int) -> Reply | Exchange:
+    def open(self, head: RequestHead, principal: Principal, now: int) -> Reply | Exchange | Conversation:
         """Decide on a request by its head.
 
         Args:
@@ -186,7 +253,7 @@ class Service:
             now: monotonic nanoseconds.
 
         Returns:
-            The whole answer, or an exchange that wants the body.
+            The whole answer; an exchange that wants the body; or a conversation, where the request is to be upgraded.
         """
         del principal  # the only principal so far is the anonymous one, who may use every route
         routes = routes_at(head.path)
@@ -214,12 +281,28 @@ class Service:
         if (head.content_length or 0) > self.options.max_body_bytes:
             return self.refuse(route.dialect, self.too_large(), head, close=True)
         content_type = head.header(b"content-type")
-        if head.has_body and not _JSON.fullmatch(content_type or ""):
+        if head.has_body and content_type != "application/json" and not _JSON.fullmatch(content_type or ""):
             found = shown(content_type) if content_type else "missing"
             message = f"The content type is {found}; send the body as application/json."
             error = StreamError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, message, "unsupported_media_type")
             return self.refuse(route.dialect, error, head)
-        return Exchange(self, route.dialect, route.id_prefix, head, now)
+        return Exchange(self, route.dialect, route.id_prefix, head, now, greets=_asks_again(head))
+
+    def prompt(self, dialect: Dialect, head: RequestHead, now: int) -> Exchange:
+        """Begin to answer a prompt on a connection that was upgraded, whose handshake had this head."""
+        return Exchange(self, dialect, "", head, now, greets=True)
+
+    def no_upgrade(self, head: RequestHead) -> Reply:
+        """Answer a request of plain HTTP to a path that is for WebSocket (RFC 9110, 15.5.22)."""
+        message = "This path is for WebSocket; over plain HTTP send the same request to /chat."
+        error = StreamError(ErrorKind.INVALID_REQUEST, message, "upgrade_required", status=_UPGRADE_REQUIRED)
+        return self.refuse(PLAIN, error, head, headers=(("upgrade", "websocket"), ("connection", "Upgrade")))
+
+    def refuse_upgrade(self, head: RequestHead, refused: UpgradeRefused) -> Reply:
+        """Answer a handshake that opens no WebSocket."""
+        words = f"{refused}."
+        error = StreamError(ErrorKind.INVALID_REQUEST, words, "bad_upgrade", status=refused.status)
+        return self.refuse(PLAIN, error, head, headers=refused.headers)
 
     def refuse(
         self,
@@ -291,7 +374,7 @@ class Service:
 
     def models(self) -> list[ModelCard]:
         """List what can be asked for."""
-        return list(self._models.values())
+        return list(self._models)
 
     def model(self, name: str) -> ModelCard:
         """Find a model.
@@ -299,11 +382,23 @@ class Service:
         Raises:
             RequestRefused: there is none of that name.
         """
-        card = self._models.get(name)
-        if card is None:
-            message = f"The model {shown(name)} does not exist; GET /v1/models lists those that do."
-            raise RequestRefused(StreamError(ErrorKind.NOT_FOUND, message, "model_not_found", "model"))
-        return card
+        for card in self._models:
+            if card.name == name:
+                return card
+        message = f"The model {shown(name)} does not exist; GET /v1/models lists those that do."
+        raise RequestRefused(StreamError(ErrorKind.NOT_FOUND, message, "model_not_found", "model"))
+
+    def _requested_model(self, name: str) -> ModelCard:
+        if not name:
+            return self._models[0] if self._models else ModelCard("")
+        return ModelCard(name) if ANY_MODEL in self._engine_honours else self.model(name)
+
+    def _accounted(self, name: str) -> str:
+        """Say under which name a model is accounted for: a client must not be able to make up as many as it likes."""
+        for card in self._models:
+            if card.name == name:
+                return name
+        return _UNLISTED
 
     def begin(self, exchange: Exchange, body: bytes, id_prefix: str, framing: Framing, now: int) -> Start | Wait:
         """Make the stream of an exchange whose body is whole.
@@ -311,7 +406,8 @@ class Service:
         Raises:
             RequestRefused: the request cannot be served.
         """
-        query = dict(parse_qsl(exchange.head.query, keep_blank_values=True))
+        asked = exchange.head.query
+        query = dict(parse_qsl(asked, keep_blank_values=True)) if asked else {}
         parsed = exchange.dialect.parse_request(body, query, self._honoured)
         return self.begin_parsed(exchange, parsed, id_prefix, framing, now)
 
@@ -323,8 +419,10 @@ class Service:
         Raises:
             RequestRefused: the request cannot be served.
         """
-        card = self.model(parsed.request.model) if parsed.request.model else self._default_model
-        request = replace(parsed.request, model=card.name)
+        card = self._requested_model(parsed.request.model)
+        request = parsed.request
+        if request.model != card.name:
+            request = replace(request, model=card.name)
         exchange.model = card.name
         if self.draining:
             raise RequestRefused(self.shutting_down())
@@ -333,10 +431,15 @@ class Service:
         start = StreamStart(id_prefix + self._facts.new_id(), card.name, self._facts.wall_s(), choices=request.n)
         stream = Stream(
             start,
-            stops=() if "stop" in self._engine_honours else request.stop,
-            max_tokens=None if "max_tokens" in self._engine_honours else request.max_tokens,
+            stops=() if self._engine_stops else request.stop,
+            max_tokens=None if self._engine_counts else request.max_tokens,
         )
         delivery = self._delivery(exchange, parsed, request, start.id, framing, now)
+        if self.options.accounting:
+            delivery.trace = self.accountant.open(
+                self._accounted(card.name), exchange.dialect.name, exchange.received_ns
+            )
+            delivery.trace.accept(now)
         exchange.line = line = Line(stream, request, delivery)
         return Start(line, request) if self.admission.enter(line) is Place.RUNNING else Wait(line)
 
@@ -358,31 +461,18 @@ class Service:
         framing: Framing,
         now: int,
     ) -> Delivery:
-        dialect, head = exchange.dialect, exchange.head
+        dialect = exchange.dialect
         about: Headers = (("x-request-id", stream_id),)
         if parsed.ignored:
             about = (*about, ("x-tokenwire-ignored", ", ".join(parsed.ignored)))
-
-        def refuse(terminal: Failure) -> Reply:
-            return self.refuse(dialect, failure_of(terminal), head, headers=about)
-
-        def whole(result: Result) -> Reply:
-            headers = (("content-type", "application/json"), *about, *self.common(head))
-            return Reply(200, headers, dialect.encode_result(result, request))
-
+        wording = _Wording(self, exchange, request, about)
         if not request.stream:
-            return ResultDelivery(whole, framing, refuse)
-        headers = (
-            ("content-type", dialect.media_type),
-            ("cache-control", "no-cache, no-transform"),
-            ("x-accel-buffering", "no"),
-            *about,
-            *self.common(head),
-        )
+            return ResultDelivery(wording.result, framing, wording.refusal)
+        headers = (("content-type", dialect.media_type), *_STREAM_HEADERS, *about, *self.common(exchange.head))
         encoder = dialect.encoder(request, stream_id)
-        about_stream = ResponseHead(200, headers)
-        greets = _asks_again(head)
-        return StreamDelivery(encoder, framing, about_stream, refuse, self.options.delivery, now, greets=greets)
+        head = ResponseHead(200, headers)
+        options = self.options.delivery
+        return StreamDelivery(encoder, framing, head, wording.refusal, options, now, greets=exchange.greets)
 
 
 def _asks_again(head: RequestHead) -> bool:

@@ -16,11 +16,13 @@ Rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final, cast
 
 from .errors import GrammarError
 from .events import (
+    DELTAS,
     ChoiceEnd,
     Event,
     ProviderData,
@@ -59,6 +61,8 @@ MAX_CALLS: Final = 128
 class StreamState(Enum):
     """Where the stream as a whole is."""
 
+    __hash__ = object.__hash__  # by identity, in C: Enum's own calls Python, and the table is asked for each event
+
     NEW = "new"
     """Nothing has come."""
     OPEN = "open"
@@ -74,6 +78,8 @@ class StreamState(Enum):
 class ChoiceState(Enum):
     """Where one choice is."""
 
+    __hash__ = object.__hash__  # by identity, in C: Enum's own calls Python, and the table is asked for each event
+
     UNKNOWN = "unknown choice"
     """Not among the choices that the StreamStart announced."""
     OPEN = "open choice"
@@ -83,12 +89,16 @@ class ChoiceState(Enum):
 class CallState(Enum):
     """Where one tool call is."""
 
+    __hash__ = object.__hash__  # by identity, in C: Enum's own calls Python, and the table is asked for each event
+
     ABSENT = "absent call"
     STARTED = "started call"
 
 
 class Pseudo(Enum):
     """Inputs that are not events by themselves (rule 3)."""
+
+    __hash__ = object.__hash__  # by identity, in C: Enum's own calls Python, and the table is asked for each event
 
     LAST_CHOICE_END = "last ChoiceEnd"
     CHOICE_OPENS = "choice opens"
@@ -144,15 +154,28 @@ _TERMINAL: Final = frozenset(
 
 _OF_A_CHOICE = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStart | ToolCallDelta | ProviderData | ChoiceEnd
 _OF_A_CALL = ToolCallStart | ToolCallDelta | ProviderData
+_KINDS_OF_A_CHOICE: Final[frozenset[type]] = frozenset({*DELTAS, ChoiceEnd})
+
+_OPEN: Final = StreamState.OPEN
+_CHOICE_OPEN: Final = ChoiceState.OPEN
 
 
-def _step(state: State, event: Input, key: str = "") -> State:
+_ROWS: Final[Mapping[State, Mapping[Input, Any]]] = TRANSITIONS
+"""The same; a row's states are of its own machine, which its type above does not say."""
+
+_NO_ROW: Final[Mapping[Input, Any]] = {}
+
+
+def _step(state: State, event: Input, key: str = "") -> Any:
     """Look one transition up.
+
+    Returns:
+        The next state of the same machine.
 
     Raises:
         GrammarError: the state's row does not have the input.
     """
-    following = TRANSITIONS.get(state, {}).get(event)
+    following = _ROWS.get(state, _NO_ROW).get(event)
     if following is None:
         name = event.value if isinstance(event, Pseudo) else event.__name__
         raise GrammarError(name, state.value, key)
@@ -186,7 +209,7 @@ class Grammar:
 
     def open_choices(self) -> list[int]:
         """List the choices that a delta may still come for, in order."""
-        return sorted(choice for choice, state in self._choices.items() if state is ChoiceState.OPEN)
+        return sorted(choice for choice, state in self._choices.items() if state is _CHOICE_OPEN) if self._open else []
 
     def calls_of(self, choice: int) -> int:
         """Count the tool calls that a choice has started."""
@@ -198,13 +221,15 @@ class Grammar:
         Raises:
             GrammarError: the event is not allowed now. No machine has moved.
         """
-        if isinstance(event, _OF_A_CHOICE):
-            self._apply_to_choice(event)
+        if type(event) is TextDelta and self.state is _OPEN and self._choices.get(event.choice) is _CHOICE_OPEN:
+            return  # the usual input, which moves nothing
+        if type(event) in _KINDS_OF_A_CHOICE:
+            self._apply_to_choice(cast("_OF_A_CHOICE", event))
             return
         following = _step(self.state, type(event))
-        if isinstance(event, StreamStart):
+        if type(event) is StreamStart:
             self._announce(event)
-        self.state = StreamState(following)
+        self.state = following
 
     def _announce(self, event: StreamStart) -> None:
         if not 0 <= event.choices <= MAX_CHOICES:
@@ -215,16 +240,17 @@ class Grammar:
 
     def _apply_to_choice(self, event: _OF_A_CHOICE) -> None:
         choice, kind = event.choice, type(event)
-        opens = choice not in self._choices and self.choice_state(choice) is ChoiceState.OPEN
-        stream_state = _step(self.state, Pseudo.CHOICE_OPENS) if opens else self.state
+        before = self.choice_state(choice)
+        opens = before is _CHOICE_OPEN and choice not in self._choices
+        stream_state: StreamState = _step(self.state, Pseudo.CHOICE_OPENS) if opens else self.state
         still_open = self._open + opens
         ends_last = kind is ChoiceEnd and still_open == 1
         stream_state = _step(stream_state, Pseudo.LAST_CHOICE_END if ends_last else kind)
-        choice_state = _step(self.choice_state(choice), kind, f"choice {choice}")
-        if isinstance(event, _OF_A_CALL) and event.call_index is not None:
+        choice_state: ChoiceState = _step(before, kind, f"choice {choice}")
+        if kind is not ChoiceEnd and isinstance(event, _OF_A_CALL) and event.call_index is not None:
             self._apply_to_call((choice, event.call_index), type(event))
-        self.state = StreamState(stream_state)
-        self._choices[choice] = ChoiceState(choice_state)
+        self.state = stream_state
+        self._choices[choice] = choice_state
         self._open = still_open - (kind is ChoiceEnd)
 
     def _apply_to_call(self, key: tuple[int, int], kind: type[_OF_A_CALL]) -> None:

@@ -7,8 +7,8 @@ StreamEnd leaves open, and reports usage before every terminal event. What it le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from .errors import GrammarError
 from .events import (
@@ -39,7 +39,9 @@ Item = Event | str | bytes
 """What a backend may hand over: an event, a str for a TextDelta of choice 0, or bytes of its UTF-8."""
 
 
-_ITEM_TYPES: Final = frozenset({str, bytes, StreamStart, *DELTAS, UsageReport, ChoiceEnd, *TERMINALS})
+_NEW: Final = StreamState.NEW
+_BEGINNINGS: Final[frozenset[type]] = frozenset({StreamStart, *TERMINALS})
+"""What may come first without a StreamStart of ours before it."""
 
 _Cut = ReasoningDelta | RefusalDelta | ToolCallDelta
 """Deltas besides text that may cut a surrogate pair apart."""
@@ -56,6 +58,15 @@ class _Choice:
         self.tokens = 0
         self.unsaid_tokens = 0
         self.logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back that its end would let out."""
+        return bool(self.unsaid_tokens or self.logprobs or self.assembler.holds)
+
+    def passes(self, text: str) -> bool:
+        """Whether text may leave as it came: there is some, it is whole, and nothing is held back or looked for."""
+        return bool(text) and self.scanner is None and not self.holds and not has_surrogates(text)
 
 
 class Stream:
@@ -140,58 +151,47 @@ class Stream:
         for item in items:
             if self.terminal is not None:
                 break
-            self._take(item, out)
-        self._fast = (
-            self.start.choices == 1
-            and self._grammar.state is StreamState.OPEN
-            and not self._stops
-            and self._max_tokens is None
-            and not self._holds_text()
-        )
+            take = self._TAKERS.get(type(item))
+            if take is None:
+                raise GrammarError(f"{type(item).__name__}, which is no event,", self._grammar.state.value)
+            if self._grammar.state is _NEW and type(item) not in _BEGINNINGS:
+                self._emit(self.start, out)
+            take(self, item, out)
+        if self.terminal is None:
+            self._fast = (
+                self.start.choices == 1
+                and self._grammar.state is StreamState.OPEN
+                and not self._stops
+                and self._max_tokens is None
+                and not any(choice.holds for choice in self._choices.values())
+            )
         return out
-
-    def _holds_text(self) -> bool:
-        return any(choice.unsaid_tokens or choice.assembler.holds for choice in self._choices.values())
-
-    def _take(self, item: Item, out: list[Event]) -> None:
-        if type(item) not in _ITEM_TYPES:
-            raise GrammarError(f"{type(item).__name__}, which is no event,", self._grammar.state.value)
-        if isinstance(item, Terminal):
-            self._finish(item, out)
-            return
-        if self._grammar.state is StreamState.NEW:
-            self._begin(item, out)
-            if isinstance(item, StreamStart):
-                return
-        if isinstance(item, str):
-            item = TextDelta(item)
-        if isinstance(item, bytes):
-            self._take_bytes(item, out)
-        elif isinstance(item, TextDelta):
-            self._take_text(item, out)
-        elif isinstance(item, UsageReport):
-            self._report(item, out)
-        elif isinstance(item, StreamStart):
-            self._emit(item, out)
-        elif item.choice not in self._cut:
-            self._take_other(item, out)
-
-    def _begin(self, item: Item, out: list[Event]) -> None:
-        if isinstance(item, StreamStart):
-            self.start = StreamStart(self.start.id, item.model, item.created, item.role, self.start.choices)
-        self._emit(self.start, out)
 
     def _emit(self, event: Event, out: list[Event]) -> None:
         self._grammar.apply(event)
         out.append(event)
 
-    def _take_other(self, event: Delta | ChoiceEnd, out: list[Event]) -> None:
-        if isinstance(event, ChoiceEnd):
-            self._flush(event.choice, out)
-        self._emit(event if isinstance(event, ChoiceEnd) else self._repaired(event), out)
-        tokens: int = getattr(event, "token_count", 0)
+    def _take_start(self, start: StreamStart, out: list[Event]) -> None:
+        if self._grammar.state is _NEW:
+            own = self.start
+            self.start = start = StreamStart(own.id, start.model, start.created, start.role, own.choices)
+        self._emit(start, out)
+
+    def _take_str(self, text: str, out: list[Event]) -> None:
+        self._take_text(TextDelta(text), out)
+
+    def _take_end(self, end: ChoiceEnd, out: list[Event]) -> None:
+        if end.choice not in self._cut:
+            self._flush(end.choice, out)
+            self._emit(end, out)
+
+    def _take_other(self, delta: Delta, out: list[Event]) -> None:
+        if delta.choice in self._cut:
+            return
+        self._emit(self._repaired(delta), out)
+        tokens: int = getattr(delta, "token_count", 0)
         if tokens:
-            self._count(event.choice, tokens, out)
+            self._count(delta.choice, tokens, out)
 
     def _repaired(self, event: Delta) -> Delta:
         """Join surrogates that a delta besides text cuts apart, and replace those that stay alone.
@@ -228,11 +228,16 @@ class Stream:
         self._say(0, choice, choice.assembler.receive_data(data), 1, None, out)
 
     def _take_text(self, delta: TextDelta, out: list[Event]) -> None:
-        if delta.choice in self._cut:
+        number = delta.choice
+        if number in self._cut:
             return
-        choice = self._choice(delta.choice)
-        text = choice.assembler.repair(delta.text)
-        self._say(delta.choice, choice, text, delta.token_count, delta.logprobs, out)
+        choice = self._choice(number)
+        if choice.passes(delta.text):
+            self._emit(delta, out)
+            self._count(number, delta.token_count, out)
+        else:
+            text = choice.assembler.repair(delta.text)
+            self._say(number, choice, text, delta.token_count, delta.logprobs, out)
 
     def _say(
         self,
@@ -281,39 +286,52 @@ class Stream:
         self._cut.add(end.choice)
         if self._grammar.state is StreamState.COMPLETE:
             self.cut_short = True
-            self._finish(StreamEnd(), out)
+            self._take_terminal(StreamEnd(), out)
 
     def _flush(self, number: int, out: list[Event]) -> None:
         """Let out what a choice holds back, because it ends."""
-        self._flush_joiners(number, out)
+        if self._joiners:
+            self._flush_joiners(number, out)
         choice = self._choices.get(number)
-        if choice is None:
+        if choice is None or (choice.scanner is None and not choice.holds):
             return
         text = choice.assembler.flush()
         if choice.scanner is not None:
             text = choice.scanner.scan(text) + choice.scanner.flush()
         self._let_out(number, choice, text, out)
 
-    def _report(self, usage: UsageReport, out: list[Event]) -> None:
+    def _take_usage(self, usage: UsageReport, out: list[Event]) -> None:
         before = self.usage
         if before is not None:
             usage = UsageReport(*map(max, _counts(before), _counts(usage)))
         self.usage = usage
         self._emit(usage, out)
 
-    def _finish(self, terminal: Terminal, out: list[Event]) -> None:
-        if self._grammar.state is StreamState.NEW and isinstance(terminal, StreamEnd):
+    def _take_terminal(self, terminal: Terminal, out: list[Event]) -> None:
+        if self._grammar.state is _NEW and isinstance(terminal, StreamEnd):
             self._emit(self.start, out)
         for number in self._grammar.open_choices():
             self._flush(number, out)
             if isinstance(terminal, StreamEnd):
                 called = self._grammar.calls_of(number)
                 self._emit(ChoiceEnd(number, FinishReason.TOOL_CALLS if called else FinishReason.STOP), out)
-        if self._grammar.state is not StreamState.NEW and self.usage is None:
-            self._report(UsageReport(0, self.output_tokens), out)
+        if self._grammar.state is not _NEW and self.usage is None:
+            self._take_usage(UsageReport(0, self.output_tokens), out)
         self._emit(terminal, out)
         self.terminal = terminal
         self._fast = False
+
+    _TAKERS: ClassVar[Mapping[type, Callable[[Stream, Any, list[Event]], None]]] = {
+        str: _take_str,
+        bytes: _take_bytes,
+        StreamStart: _take_start,
+        **dict.fromkeys(DELTAS, _take_other),
+        TextDelta: _take_text,
+        UsageReport: _take_usage,
+        ChoiceEnd: _take_end,
+        **dict.fromkeys(TERMINALS, _take_terminal),
+    }
+    """What takes an item, by its class."""
 
 
 def _counts(usage: UsageReport) -> tuple[int, int, int, int, int]:

@@ -22,7 +22,8 @@ from typing import Any
 import openai  # type: ignore[import-not-found, unused-ignore]  # see above
 
 _MESSAGES = [{"role": "user", "content": "Hello"}]
-_SETTINGS = {"api_key": "none-needed", "timeout": 30.0}
+_SETTINGS = {"api_key": "none-needed"}
+_TIMEOUT_S = 30.0
 
 
 class Heard:
@@ -36,6 +37,7 @@ class Heard:
         self.usages: list[Any] = []
         self.envelopes: set[tuple[Any, ...]] = set()
         self.choices_in_last = -1
+        self.logprobs: dict[str, list[Any]] = {}
 
     def take(self, chunk: Any) -> None:
         self.envelopes.add((chunk.id, chunk.object, chunk.created, chunk.model))
@@ -50,6 +52,8 @@ class Heard:
             self.roles.append((choice.index, delta.role))
         if delta.content is not None:
             self.texts[index] = self.texts.get(index, "") + delta.content
+        if choice.logprobs is not None:
+            self.logprobs.setdefault(index, []).extend(_tokens(choice.logprobs))
         if choice.finish_reason:
             assert index not in self.finishes, "a choice has finished twice"
             self.finishes[index] = choice.finish_reason
@@ -68,7 +72,12 @@ class Heard:
             "usages": self.usages,
             "envelopes": sorted(self.envelopes),
             "choices_in_last": self.choices_in_last,
+            "logprobs": self.logprobs,
         }
+
+
+def _tokens(logprobs: Any) -> list[Any]:
+    return [token.model_dump() for token in logprobs.content or ()]
 
 
 def _whole(completion: Any) -> dict[str, Any]:
@@ -84,6 +93,7 @@ def _whole(completion: Any) -> dict[str, Any]:
         },
         "usages": [completion.usage and completion.usage.model_dump(exclude_none=True)],
         "envelopes": [(completion.id, completion.object, completion.created, completion.model)],
+        "logprobs": {index: _tokens(choice.logprobs) for index, choice in choices.items() if choice.logprobs},
     }
 
 
@@ -200,7 +210,7 @@ class _Asker:
         if "models" not in call["do"] and call["do"] != "model":
             arguments = {"model": "mock", "messages": _MESSAGES, **arguments}
         kind = openai.AsyncOpenAI if verb in _ASYNC else openai.OpenAI
-        client = self._client(kind, call["url"], call.get("retries", 0))
+        client = self._client(kind, call["url"], call.get("retries", 0), call.get("timeout", _TIMEOUT_S))
         try:
             answer = verb(client, arguments, heard)
             return self._runner.run(answer) if verb in _ASYNC else answer
@@ -216,10 +226,10 @@ class _Asker:
             else:
                 client.close()
 
-    def _client(self, kind: Any, url: str, retries: int) -> Any:
-        key = (kind, url, retries)
+    def _client(self, kind: Any, url: str, retries: int, timeout: float) -> Any:
+        key = (kind, url, retries, timeout)
         if key not in self._clients:
-            self._clients[key] = kind(**_SETTINGS, base_url=f"{url}/v1", max_retries=retries)
+            self._clients[key] = kind(**_SETTINGS, base_url=f"{url}/v1", max_retries=retries, timeout=timeout)
         return self._clients[key]
 
 

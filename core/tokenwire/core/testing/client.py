@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Final, cast
+from typing import Final
 
 import h11
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tokenwire.core.collect import Result
 from tokenwire.core.dialects.openai_chat import DIALECT as CHAT
 from tokenwire.core.dialects.plain import DIALECT as PLAIN
 from tokenwire.core.errors import MalformedData
@@ -24,10 +23,8 @@ from tokenwire.core.events import (
     TERMINALS,
     ChoiceEnd,
     Event,
-    FinishReason,
     ReasoningDelta,
     RefusalDelta,
-    StreamEnd,
     Terminal,
     TextDelta,
     ToolCallDelta,
@@ -42,6 +39,9 @@ from .network import Endpoint
 __all__ = ["Answer", "Asked", "Heard", "Habits", "SimulatedClient", "draw_habits", "draw_requests", "hear"]  # noqa: RUF022
 
 _MILLISECOND: Final = 1_000_000
+
+_DRIP_NS: Final = 700 * _MILLISECOND
+"""Between two bytes of a client that drips: it is well within every deadline that a byte could move."""
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -60,7 +60,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     """Whether a stream has to end with token counts."""
     cut: str = ""
-    """Where the request is not whole: ends, for the client says so, or stalls; empty where it is whole."""
+    """Where the request is not whole: ends, for the client says so, stalls, or drips, which is to go on with a byte now
+    and then; empty where it is whole."""
     last: bool = False
     """Whether the connection must end with the answer."""
 
@@ -106,12 +107,11 @@ def hear(answer: Answer) -> Heard:
         MalformedData: it is not what its dialect says.
     """
     body = bytes(answer.body)
-    if answer.asked.stream:
-        decoder = (PLAIN if answer.asked.dialect == "plain" else CHAT).decoder()
-        return _fold([*decoder.receive_data(body), *decoder.receive_eof()])
-    if answer.asked.dialect == "chat":
-        return _of_result(CHAT.decode_result(body))
-    return _of_plain_result(body)
+    dialect = PLAIN if answer.asked.dialect == "plain" else CHAT
+    if not answer.asked.stream:
+        return _fold(dialect.decode_result(body))
+    decoder = dialect.decoder()
+    return _fold([*decoder.receive_data(body), *decoder.receive_eof()])
 
 
 def _fold(events: Sequence[Event]) -> Heard:
@@ -148,34 +148,6 @@ def _add(told: Told, kind: str, choice: int, text: str, call: int = 0) -> None:
         told[kind, choice, call] = told.get((kind, choice, call), "") + text
 
 
-def _of_result(result: Result) -> Heard:
-    told: Told = {}
-    for choice in result.choices:
-        _add(told, "text", choice.index, choice.text)
-        _add(told, "reasoning", choice.index, choice.reasoning)
-        _add(told, "refusal", choice.index, choice.refusal)
-        _add(told, "logprobs", choice.index, "".join(f"{token.token}\0" for token in choice.logprobs or ()))
-        for number, call in enumerate(choice.tool_calls):
-            _add(told, "call", choice.index, f"{call.call_id}\0{call.name}\0{call.arguments}", number)
-    ends = {choice.index: ChoiceEnd(choice.index, choice.reason) for choice in result.choices if choice.reason}
-    if result.terminal is None:
-        raise MalformedData("a whole answer without an end")
-    return Heard(told, ends, result.usage, result.terminal)
-
-
-def _of_plain_result(body: bytes) -> Heard:
-    """Read a whole answer of plain.v1, whose decoder is for streams only."""
-    value = cast("dict[str, Any]", msgspec.json.decode(body))
-    told: Told = {}
-    _add(told, "text", 0, value["text"])
-    _add(told, "reasoning", 0, value.get("reasoning", ""))
-    _add(told, "refusal", 0, value.get("refusal", ""))
-    for number, call in enumerate(value.get("tool_calls", ())):
-        _add(told, "call", 0, f"{call['id']}\0{call['name']}\0{call['arguments']}", number)
-    end = ChoiceEnd(0, FinishReason(value["finish_reason"]), value.get("stop_sequence"))
-    return Heard(told, {0: end}, UsageReport(**value["usage"]), StreamEnd())
-
-
 # ------------------------------------------------------------------------------------------------- drawn requests
 
 _HOST: Final = b"host: localhost\r\n"
@@ -201,8 +173,10 @@ def draw_requests(
         if lot < 0.75:
             asked = _draw_generation(random, model, honours)
             drawn.append(_in_old_http(asked) if random.random() < 0.06 else asked)
-        elif lot < 0.97:
+        elif lot < 0.945:
             drawn.append(random.choice(_SIMPLE))
+        elif lot < 0.97:
+            drawn.append(random.choice(_ODD))
         else:
             drawn.append(_too_large(max_body_bytes))
         if drawn[-1].last:
@@ -213,8 +187,11 @@ def draw_requests(
 
 
 def _cut_in_half(random: Random, asked: Asked) -> Asked:
+    cut = random.choice(("ends", "stalls", "drips"))
+    if cut == "drips":
+        data = b"POST /chat HTTP/1.1\r\n%b%bcontent-length: 1999\r\n\r\n" % (_HOST, _JSON)
+        return Asked(data=data, method="POST", statuses=frozenset({400, 408}), cut=cut, last=True)
     data = asked.data[: random.randrange(1, len(asked.data))]
-    cut = random.choice(("ends", "stalls"))
     return Asked(data=data, method=asked.method, statuses=frozenset({400, 408}), cut=cut, last=True)
 
 
@@ -302,6 +279,29 @@ _SIMPLE: Final = (
     _raw(b"GET /healthz HTTP/1.1\nhost: localhost\n\n", 400),
     _raw(b"GET /healthz HTTP/1.1\r\n\r\n", 400),
 )
+
+
+_TE: Final = b"POST /chat HTTP/1.1\r\n%b%btransfer-encoding: chunked\r\n" % (_HOST, _JSON)
+_HIDDEN: Final = b"GET /chat?prompt=hidden HTTP/1.1\r\n%b\r\n" % _HOST
+_ODD: Final = (
+    _raw(_TE + b"content-length: 4\r\n\r\n0\r\n\r\n" + _HIDDEN, 400),
+    _raw(_TE + b"transfer-encoding: identity\r\n\r\n0\r\n\r\n" + _HIDDEN, 501),
+    _raw(_TE.replace(b"1.1", b"1.0") + b"\r\n0\r\n\r\n" + _HIDDEN, 400),
+    _raw(_TE + b"\r\n0;\n" + _HIDDEN, 400),
+    _raw(_TE + b"\r\n+2\r\n{}\r\n0\r\n\r\n" + _HIDDEN, 400),
+    _raw(_TE + b"\r\n2\r\n{}\r\n0\r\nhost: evil.example\r\n\r\n" + _HIDDEN, 400),
+    _raw(b"GET /healthz HTTP/1.1\r\n%bcontent-length: 0\r\ncontent-length: 5\r\n\r\n" % _HOST + _HIDDEN, 400),
+    _raw(b"GET /healthz HTTP/1.1\r\n%bx: y\r\n z\r\n\r\n" % _HOST, 400),
+    _raw(b"GET /healthz HTTP/1.1\r\n%bx: y\rz\r\n\r\n" % _HOST, 400),
+    _raw(b"GET /healthz HTTP/1.1\r\n%b%b\r\n" % (_HOST, _HOST), 400),
+    _raw(b"GET /healthz HTTP/1.1\r\nhost : localhost\r\n\r\n", 400),
+    _raw(b"GET http://evil.example/healthz HTTP/1.1\r\n%b\r\n" % _HOST, 400),
+    _simple(b"GET /healthz", 417, headers=b"expect: x\r\n"),
+    _simple(b"GET http://localhost/healthz", 200),
+    _simple(b"OPTIONS *", 404),
+    _simple(b"get /healthz", 405),
+)
+"""What only trouble-makers send. What is hidden behind some of it must never be answered."""
 
 
 def _too_large(max_body_bytes: int) -> Asked:
@@ -443,6 +443,13 @@ class SimulatedClient:
             self._send_in_two(asked.data)
         if asked.cut == "ends":
             self._shut_down_when_sent()
+        elif asked.cut == "drips":
+            self._clock.call_at(self._clock.now() + _DRIP_NS, self._drip)
+
+    def _drip(self) -> None:
+        if not self.done and not self.left:
+            self._send(b" ")
+            self._clock.call_at(self._clock.now() + _DRIP_NS, self._drip)
 
     def _finish(self) -> None:
         self._note("done", len(self.answers))

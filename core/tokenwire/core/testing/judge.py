@@ -175,7 +175,8 @@ def _beginning_faults(told: Told, expected: Told) -> list[str]:
 def _refusal_faults(answer: Answer, account: Account | None, honours: frozenset[str]) -> list[str]:
     """Look at an answer that is no success, or that no stream stands behind."""
     if account is None:
-        legal = answer.asked.statuses | ({429, 503} if answer.asked.dialect else {503})
+        # Whether there was no room is looked at where it is recorded.
+        legal = answer.asked.statuses | {429, 503}
         return [] if answer.status in legal else [f"one of {sorted(legal)} was due"]
     telling = tell(account, honours)
     if answer.asked.stream and _as_shown(telling.told, answer) and not telling.broken:

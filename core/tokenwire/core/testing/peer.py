@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from tokenwire.core.actions import Abort, Action, Close, Record
+from tokenwire.core.actions import Abort, Action, Close, PeerMachine, Record, Upgrade
 from tokenwire.core.connection import Connection, ConnectionOptions
 from tokenwire.core.contracts import Principal, Source
 from tokenwire.core.dispatch import Dispatcher
+from tokenwire.core.events import StreamError
+from tokenwire.core.peers import PeerLimits, PeerShare, PeerTable
 from tokenwire.core.service import Service
 
 from .clock import VirtualClock
@@ -23,6 +25,7 @@ from .network import Endpoint
 __all__ = ["SimulatedPeer", "SimulatedServer"]
 
 _RECEIVE_BYTES: Final = 64 * 1024
+_SWITCHED: Final = 101
 
 
 class SimulatedPeer:
@@ -35,12 +38,15 @@ class SimulatedPeer:
         server: whose peer it is.
 
     Attributes:
-        connection: what it drives.
+        connection: the one on HTTP/1.1.
+        machine: what it drives: the connection, and after an upgrade another.
         unsent_bytes: what waits because the endpoint takes no more.
         records: how many answered requests the connection has reported.
+        prompts: the records of a WebSocket's prompts, in order.
         dropped_as_slow: whether one of them was given up because its reader was too slow.
         ended: the client sends no more.
         gone: nothing is sent or received any more.
+        share: what its address has, where that is counted.
     """
 
     __slots__ = (
@@ -53,17 +59,23 @@ class SimulatedPeer:
         "dropped_as_slow",
         "ended",
         "gone",
+        "machine",
         "number",
+        "prompts",
         "records",
+        "share",
         "unsent_bytes",
     )
 
     def __init__(self, number: int, endpoint: Endpoint, connection: Connection, server: SimulatedServer) -> None:
         self.number = number
         self.connection = connection
+        self.machine: PeerMachine = connection
         self.gone = False
+        self.share: PeerShare | None = None
         self.unsent_bytes = 0
         self.records = 0
+        self.prompts: list[Record] = []
         self.dropped_as_slow = False
         self._endpoint = endpoint
         self._server = server
@@ -99,17 +111,17 @@ class SimulatedPeer:
         if sent != len(data):
             self._keep(data[sent:])
             self._endpoint.set_writer(self._flush)
-            self._perform(self.connection.set_blocked(True, self._server.now()))
+            self._perform(self.machine.set_blocked(True, self._server.now()))
 
     def settle(self, now: int) -> None:
         """A delivery has ended or given up: let the connection go on."""
         self._server.settling += 1
-        self._perform(self.connection.settle(now))
+        self._perform(self.machine.settle(now))
         self._server.settling -= 1
 
     def drain(self) -> None:
         """The server is going down."""
-        self._perform(self.connection.drain(self._server.now()))
+        self._perform(self.machine.drain(self._server.now()))
 
     def lose(self) -> None:
         """The transport is gone, or must go."""
@@ -117,7 +129,7 @@ class SimulatedPeer:
             return
         self._drop()
         now = self._server.now()
-        self._server.dispatcher.perform(self._seen(self.connection.lost(now)), self, now)
+        self._server.dispatcher.perform(self._seen(self.machine.lost(now)), self, now)
 
     def _receive(self) -> None:
         now = self._server.now()
@@ -127,11 +139,11 @@ class SimulatedPeer:
             self.lose()
             return
         if data:
-            self._perform(self.connection.receive_data(data, now))
+            self._perform(self.machine.receive_data(data, now))
             return
         self.ended = True
         self._endpoint.set_reader(None)
-        self._perform(self.connection.receive_eof(now))
+        self._perform(self.machine.receive_eof(now))
         self._drop_if_done()
 
     def _keep(self, data: bytes) -> None:
@@ -154,16 +166,16 @@ class SimulatedPeer:
             self.lose()
             return
         if self._out:
-            self._perform(self.connection.set_blocked(True, now))
+            self._perform(self.machine.set_blocked(True, now))
             return
         self._endpoint.set_writer(None)
-        self._perform(self.connection.set_blocked(False, now))
+        self._perform(self.machine.set_blocked(False, now))
         if self._closing and not self._out:
             self._shut_down()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         now = self._server.now()
-        data = b"".join(self.connection.data_to_send())
+        data = b"".join(self.machine.data_to_send())
         if data:
             self.write(data)
         self._server.dispatcher.perform(self._seen(actions), self, now)
@@ -174,13 +186,24 @@ class SimulatedPeer:
                     self._shut_down()
             elif isinstance(action, Abort):
                 self._reset()
+            elif isinstance(action, Upgrade):
+                self._upgrade(action)
         self._schedule(now)
         self._server.inspect(self)
+
+    def _upgrade(self, action: Upgrade) -> None:
+        now = self._server.now()
+        self.machine = action.machine
+        if self._out:
+            self._perform(self.machine.set_blocked(True, now))
+        self._perform(self.machine.receive_data(action.rest, now))
 
     def _seen(self, actions: Sequence[Action]) -> Sequence[Action]:
         for action in actions:
             if isinstance(action, Record):
                 self.records += 1
+                if action.status == _SWITCHED and action.end != "answered":
+                    self.prompts.append(action)
                 self.dropped_as_slow |= action.end == "slow_reader"
         return actions
 
@@ -213,7 +236,7 @@ class SimulatedPeer:
         self._server.forget(self)
 
     def _schedule(self, now: int) -> None:
-        deadline = None if self.gone else self.connection.next_deadline()
+        deadline = None if self.gone else self.machine.next_deadline()
         if deadline is not None and (self._due is None or deadline < self._due):
             self._due = deadline
             self._server.clock.call_at(max(deadline, now), self._on_deadline)
@@ -223,7 +246,7 @@ class SimulatedPeer:
         if self.gone or self._due is None or self._due > now:
             return
         self._due = None
-        self._perform(self.connection.handle_deadline(now))
+        self._perform(self.machine.handle_deadline(now))
 
 
 class SimulatedServer:
@@ -237,9 +260,11 @@ class SimulatedServer:
         log: takes each answered request's Record.
         report: takes a backend's exception with the stream's id.
         inspect: called after each thing that a peer has done, to look at it.
+        limits: what one client's address may hold.
 
     Attributes:
         dispatcher: the sink and the doer of actions.
+        addresses: what each client's address has; two are shared by all clients.
         peers: the number of each connected peer, and it.
         writing: how many writes are under way, one inside the other.
         settling: how many settlings are.
@@ -255,12 +280,14 @@ class SimulatedServer:
         log: Callable[[Record], None],
         report: Callable[[Exception, str], None],
         inspect: Callable[[SimulatedPeer], None],
+        limits: PeerLimits | None = None,
     ) -> None:
         self.service = service
         self.clock = clock
         self.now = clock.now
         self.inspect = inspect
         self.peers: dict[int, SimulatedPeer] = {}
+        self.addresses = PeerTable(limits or PeerLimits())
         self.writing = 0
         self.settling = 0
         self.dispatcher = Dispatcher(
@@ -277,14 +304,21 @@ class SimulatedServer:
         if self.service.draining:
             endpoint.reset()
             return None
-        connection = Connection(self.service, Principal(), self.now(), self._options)
+        share = self.addresses.enter(f"192.0.2.{number % 2}")
+        if isinstance(share, StreamError):
+            endpoint.reset()
+            return None
+        connection = Connection(self.service, Principal(), self.now(), self._options, share)
         peer = self.peers[number] = SimulatedPeer(number, endpoint, connection, self)
+        peer.share = share
         peer.start()
         return peer
 
     def forget(self, peer: SimulatedPeer) -> None:
         """A peer has gone."""
         del self.peers[peer.number]
+        if peer.share is not None:
+            peer.share.leave()
 
     def drain(self) -> None:
         """Take no new connection and no new stream."""

@@ -36,9 +36,12 @@ from msgspec import Struct
 
 from tokenwire.core.actions import Record
 from tokenwire.core.connection import ConnectionOptions, Phase
+from tokenwire.core.conversation import Conversation
 from tokenwire.core.delivery import DeliveryOptions, StreamDelivery
 from tokenwire.core.http import MAX_HEAD_BYTES, MAX_PIPELINED_BYTES
+from tokenwire.core.peers import PeerLimits
 from tokenwire.core.service import Exchange, Service, ServiceOptions
+from tokenwire.core.upgraded import UpgradedConnection
 
 from .backend import Backend, ScriptedSource, SimulatedRuntime
 from .client import Habits, SimulatedClient, draw_habits, draw_requests
@@ -47,6 +50,7 @@ from .judge import Judge
 from .ledger import Ledger, tell
 from .network import Faults, Link
 from .peer import SimulatedPeer, SimulatedServer
+from .websocket_client import WebSocketClient, draw_manners, look_at_answers, look_for_end
 
 __all__ = ["Report", "Simulation", "simulate"]
 
@@ -55,6 +59,9 @@ _SECOND: Final = 1_000_000_000
 
 _MAX_CALLS: Final = 200_000
 """What a run may do before it counts as one that never comes to rest."""
+
+_FIRST_SOCKET: Final = 100
+"""The number of a run's first WebSocket."""
 
 _MAX_UNSENT: Final = 256 * 1024
 """What may wait in a carrier of a simulation: one write of a budget and a batch, escaped and framed."""
@@ -117,10 +124,11 @@ class Simulation:
         backend: fresh; the scripted one where it is None. It must not draw from anything but what it was made with, or
             the seed does not replay.
         service_options: policy and limits; drawn where None.
-        connection_options: patience; drawn where None.
+        connection_options: patience; drawn where None, and so is how many streams an address may have.
         clients: how many connections; drawn where None.
         habits: how every client behaves; drawn where None.
         faults: what is wrong with every link, upward and downward; drawn where None.
+        sockets: how many WebSockets besides; none where None and clients are given, else drawn.
         ends_at: when the server drains, in virtual nanoseconds; drawn where None.
 
     Attributes:
@@ -129,6 +137,7 @@ class Simulation:
         server: its carriers and dispatcher.
         ledger: what the backend said.
         clients: those that have come, by number.
+        sockets: those of WebSocket, by number; they have draws of their own.
     """
 
     def __init__(
@@ -141,11 +150,13 @@ class Simulation:
         clients: int | None = None,
         habits: Habits | None = None,
         faults: tuple[Faults, Faults] | None = None,
+        sockets: int | None = None,
         ends_at: int | None = None,
     ) -> None:
         self.seed = seed
         self.clock = VirtualClock(_SECOND)
         self.clients: dict[int, SimulatedClient] = {}
+        self.sockets: dict[int, WebSocketClient] = {}
         self._random = random = Random(seed)  # noqa: S311  # a simulation has to be repeated, not kept secret
         self._story: list[tuple[int, str, str, object]] = []
         self._violations: list[str] = []
@@ -171,6 +182,7 @@ class Simulation:
             self.ledger,
             self.clock,
             options=connection_options or _draw_connection_options(random),
+            limits=PeerLimits(max_streams=0 if connection_options else random.choice((0, 0, 0, 1, 2))),
             log=self._on_record,
             report=self._on_report,
             inspect=self._inspect,
@@ -182,6 +194,12 @@ class Simulation:
         for number in range(random.choice((1, 1, 2, 3, 5)) if clients is None else clients):
             self.clock.call_at(_SECOND + random.randrange(400) * _MILLISECOND, partial(self._connect, number))
         self._ends_at = _draw_end(random) if ends_at is None else ends_at
+        drawing = Random(f"sockets of {seed}")  # noqa: S311  # as above
+        if sockets is None:
+            sockets = drawing.choice((0, 0, 1)) if clients is None else 0
+        for number in range(_FIRST_SOCKET, _FIRST_SOCKET + sockets):
+            at = _SECOND + drawing.randrange(400) * _MILLISECOND
+            self.clock.call_at(at, partial(self._connect_socket, number, drawing))
 
     def run(self) -> Report:
         """Let it happen, and look at what is left.
@@ -243,6 +261,22 @@ class Simulation:
             self._peers[number] = peer
         client.start()
 
+    def _connect_socket(self, number: int, random: Random) -> None:
+        now = self.clock.now()
+        upward, downward = self._faults or (_draw_faults(random, now), _draw_faults(random, now))
+        if _is_sound(upward) and _is_sound(downward):
+            self._sound.add(number)
+        link = Link(self.clock, random, upward=upward, downward=downward)
+        manners = draw_manners(random)
+        who = f"client {number}"
+        self._note(who, "connects", (manners, upward, downward))
+        client = WebSocketClient(link.client, self.clock, random, manners, partial(self._note, who))
+        self.sockets[number] = client
+        peer = self.server.accept(number, link.server)
+        if peer is not None:
+            self._peers[number] = peer
+        client.start()
+
     def _drain(self) -> None:
         self._note("server", "drains")
         self._inspect_all()
@@ -258,12 +292,17 @@ class Simulation:
 
     def _close(self) -> None:
         self._note("server", "closes", len(self.server.peers))
+        for peer in self.server.peers.values():
+            if isinstance(peer.machine, UpgradedConnection):
+                self._complain(f"nobody lost patience with the WebSocket of client {peer.number}")
         self.server.close()
 
     def _tired(self) -> None:
         """Let clients go that would wait for ever."""
         for client in self.clients.values():
             client.give_up()
+        for socket in self.sockets.values():
+            socket.give_up()
 
     def _is_feeding(self) -> bool:
         return self.server.writing > 0 and not self.server.settling
@@ -278,7 +317,11 @@ class Simulation:
         self._counts["streams recorded"] += record.stream_id is not None
         admission = self.service.admission
         room = admission.running < self.service.options.max_running
-        if record.status == 429 and record.stream_id is None and (room or self._has_room_to_wait()):
+        by_address = "of this address" in (record.error or "")
+        self._counts["refused by address"] += by_address
+        if by_address and not self.server.addresses.limits.max_streams:
+            self._complain("429 by address, and there is no such limit")
+        if record.status == 429 and not record.stream_id and not by_address and (room or self._has_room_to_wait()):
             self._complain(f"429 while {admission.running} run and {admission.waiting} wait")
         if record.status == 503 and record.stream_id is None and not self._drained_at:
             self._complain("503 from a server that does not drain")
@@ -314,11 +357,22 @@ class Simulation:
         if reader.overflowed and peer.connection.phase in (Phase.WAITING, Phase.RECEIVING):
             self._complain(f"the connection of client {peer.number} goes on though some of its bytes were dropped")
         exchange = peer.connection._exchange  # noqa: SLF001
+        if isinstance(peer.machine, UpgradedConnection):
+            exchange = self._inspect_socket(peer, peer.machine.conversation)
         if exchange is not None and isinstance(exchange.delivery, StreamDelivery):
             self._inspect_delivery(exchange, exchange.delivery)
 
+    def _inspect_socket(self, peer: SimulatedPeer, conversation: Conversation) -> Exchange | None:
+        waiting = conversation._waiting or ()  # noqa: SLF001  # as above
+        if len(waiting) > self.service.options.max_prompts:
+            self._complain(f"{len(waiting)} prompts of client {peer.number} wait")
+        if peer.ended and not conversation.closing:
+            self._complain(f"the WebSocket of client {peer.number} goes on after its end")
+        return conversation._exchange  # noqa: SLF001
+
     def _inspect_delivery(self, exchange: Exchange, delivery: StreamDelivery) -> None:
-        waiting = delivery._pending.pending_bytes  # noqa: SLF001  # as above
+        pending = delivery._pending  # noqa: SLF001  # as above
+        waiting = pending.pending_bytes if pending else 0
         if waiting <= self.service.options.delivery.budget_bytes or exchange.line is None:
             return
         largest = self.ledger.largest_run(exchange.line)
@@ -334,6 +388,7 @@ class Simulation:
             "running": admission.running,
             "waiting": admission.waiting,
             "peers": len(self.server.peers),
+            "addresses": len(self.server.addresses),
             "parts of batches": int(dispatcher.deferred),
         }
         for name, count in left.items():
@@ -345,6 +400,8 @@ class Simulation:
         judge = Judge(self.ledger, self._complain)
         for number, client in self.clients.items():
             self._look_at_client(number, client, judge)
+        for number, socket in self.sockets.items():
+            self._look_at_socket(number, socket)
 
     def _look_at_jobs(self) -> None:
         self._counts["streams"] = self._facts.given
@@ -356,6 +413,17 @@ class Simulation:
                 self._complain(f"stream {account.stream_id} was cancelled after its own end")
             if not telling.done_saying and not account.cancelled:
                 self._complain(f"the job of stream {account.stream_id} was left running")
+
+    def _look_at_socket(self, number: int, client: WebSocketClient) -> None:
+        who, peer = f"client {number}", self._peers.get(number)
+        if peer is None:
+            return
+        self._counts["prompts answered"] += sum(record.end == "finished" for record in peer.prompts)
+        look_at_answers(client, who, peer.prompts, self.ledger, self._complain)
+        if number in self._sound and client.manners.faithful:
+            draining = bool(self._drained_at) and client.ended_at >= self._drained_at
+            slow = peer.dropped_as_slow
+            look_for_end(client, who, peer.prompts, slow=slow, draining=draining, complain=self._complain)
 
     def _look_at_client(self, number: int, client: SimulatedClient, judge: Judge) -> None:
         who = f"client {number}"
@@ -411,6 +479,8 @@ def _draw_connection_options(random: Random) -> ConnectionOptions:
     return ConnectionOptions(
         head_ns=random.choice((5, 10)) * _SECOND,
         body_ns=random.choice((5, 60)) * _SECOND,
+        body_grace_ns=random.choice((3, 20)) * _SECOND,
+        max_requests=random.choice((2, 1000, 1000, 1000)),
         idle_ns=random.choice((6, 75)) * _SECOND,
         linger_ns=random.choice((1, 2)) * _SECOND,
         stall_ns=random.choice((2, 60)) * _SECOND,
