@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
@@ -25,8 +24,7 @@ from tests.e2e.harness import DONE, HERE, Server, curl, data_of, run_program, te
 
 _PYTHON: Final = HERE.parents[1] / ".venv-e2e-llamacpp" / "bin" / "python"
 _LIMIT_S: Final = 0.5
-_LIMIT_TOKENS: Final = 40
-_TRIALS: Final = 5
+_TRIALS: Final = 12
 _PATIENCE_S: Final = 240.0
 """A prompt of 3,000 tokens takes ten seconds on two free cores, and many times that on busy ones."""
 
@@ -100,11 +98,6 @@ class Client:
         """When the pieces with tokens came."""
         return [at for at, data in list(self.came) if _TOKEN in data]
 
-    @property
-    def pace_s(self) -> float:
-        """What a token has taken so far."""
-        return statistics.median(after - before for before, after in pairwise(self.token_times))
-
     def leave(self) -> float:
         """Go away, and say when that was."""
         assert not self.ended, f"it has ended: {self.received[-300:]!r}"
@@ -161,10 +154,10 @@ def _model(server: Server) -> str:
     return name
 
 
-def holds_once(trial: Callable[[], tuple[float, float]]) -> None:
-    """Try until a time is under the limit. The trial gives the time, and what a token takes now, in seconds."""
-    tried: list[tuple[float, float]] = []
-    while not tried or tried[-1][0] >= max(_LIMIT_S, _LIMIT_TOKENS * tried[-1][1]):
+def holds_once(trial: Callable[[], float]) -> None:
+    """Try until a time, in seconds, is under the limit; another program may take the processor away for longer."""
+    tried: list[float] = []
+    while not tried or tried[-1] >= _LIMIT_S:
         assert len(tried) < _TRIALS, tried
         tried.append(trial())
 
@@ -365,10 +358,10 @@ def test_eight_at_once_are_all_right(server: Server) -> None:
 
 
 def test_a_long_prompt_that_is_cancelled_holds_nobody_up(narrow: Server) -> None:
-    def trial() -> tuple[float, float]:
+    def trial() -> float:
         runner = Client(narrow, "Tell me a story.", **_ENDLESS)
         runner.wait_for_tokens(5)
-        pace, begin = runner.pace_s, time.monotonic()
+        begin = time.monotonic()
         long = Client(narrow, f"{begin} {_LONG_PROMPT}", max_tokens=5)
         long.wait_until_it_waits()
         runner.wait_for_tokens(3)
@@ -377,7 +370,7 @@ def test_a_long_prompt_that_is_cancelled_holds_nobody_up(narrow: Server) -> None
         runner.wait_for_tokens(5)
         times = [at for at in runner.token_times if at >= begin]
         runner.leave()
-        return max(after - before for before, after in pairwise(times)), pace
+        return max(after - before for before, after in pairwise(times))
 
     holds_once(trial)
 
@@ -387,10 +380,9 @@ def test_a_long_prompt_that_is_cancelled_holds_nobody_up(narrow: Server) -> None
 def test_the_slot_of_a_client_that_leaves_is_free(narrow: Server, phase: str, *, stream: bool) -> None:
     prompt, steps = (_LONG_PROMPT, 3) if phase == "prefill" else ("Tell me a story.", 20)
 
-    def trial() -> tuple[float, float]:
+    def trial() -> float:
         runner = Client(narrow, "Tell me a story.", **_ENDLESS)
         runner.wait_for_tokens(5)
-        pace = runner.pace_s
         leaver = Client(narrow, f"{time.monotonic()} {prompt}", stream=stream, **_ENDLESS)
         runner.wait_for_tokens(steps)  # with each of its tokens the engine has made a step for both
         waiting = Client(narrow, "Hi", max_tokens=1)
@@ -400,14 +392,14 @@ def test_the_slot_of_a_client_that_leaves_is_free(narrow: Server, phase: str, *,
         left = leaver.leave()
         until(lambda: waiting.tokens, "a token of what waited", _PATIENCE_S)
         runner.leave()
-        return waiting.token_times[0] - left, pace
+        return waiting.token_times[0] - left
 
     holds_once(trial)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
 def test_a_client_that_leaves_the_queue_takes_no_slot(narrow: Server, *, stream: bool) -> None:
-    def trial() -> tuple[float, float]:
+    def trial() -> float:
         runner, other = (Client(narrow, "Tell me a story.", **_ENDLESS) for _ in range(2))
         runner.wait_for_tokens(5)
         other.wait_for_tokens(1)
@@ -417,10 +409,10 @@ def test_a_client_that_leaves_the_queue_takes_no_slot(narrow: Server, *, stream:
         runner.wait_for_tokens(3)
         leaver.leave()
         runner.wait_for_tokens(3)
-        pace, left = runner.pace_s, other.leave()
+        left = other.leave()
         until(lambda: waiting.tokens, "a token of what waited", _PATIENCE_S)
         runner.leave()
-        return waiting.token_times[0] - left, pace
+        return waiting.token_times[0] - left
 
     holds_once(trial)
 
