@@ -522,6 +522,20 @@ async def test_a_reader_that_is_too_slow_is_cut_off(by: str, caplog: pytest.LogC
         assert [record.getMessage().split()[3] for record in caplog.records] == ["slow_reader"]
 
 
+async def test_an_end_that_comes_while_the_head_is_being_sent_is_not_lost() -> None:
+    push = Push()
+    async with serving(push) as house:
+        client = house.ask(STREAM)
+        await until(lambda: push.jobs)
+        client.room = anyio.Event()
+        push.say(push.jobs[0], "one")
+        await until(lambda: client.sent)
+        push.say(push.jobs[0], " two", StreamEnd())
+        client.room.set()
+        await until(lambda: client.whole)
+        assert plain_text(b"".join(client.bodies)) == "one two"
+
+
 async def test_silence_is_broken_by_a_heartbeat() -> None:
     push = Push()
     async with serving(push, delivery=DeliveryOptions(heartbeat_ns=15 * SECOND)) as house:

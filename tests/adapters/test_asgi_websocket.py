@@ -228,6 +228,39 @@ async def test_a_reader_that_stalls_holds_up_nobody_and_is_given_up() -> None:
         await quick.ended.wait()
 
 
+@pytest.mark.parametrize("last", ["end", "too many prompts", "cancel"])
+async def test_a_reader_that_does_not_take_the_last_of_it_is_given_up(last: str) -> None:
+    """No answer runs any more whose patience could end: the connection's own does."""
+    push = Push()
+    async with serving(push, delivery=SLOW) as house:
+        socket = Socket(house.app, subprotocols=list(SUBPROTOCOLS))
+        house.group.start_soon(socket.run)
+        await until(partial(_is_accepted, socket))
+        socket.hand_in(PROMPT)
+        await until(lambda: push.jobs)
+        socket.stall()
+        push.say(push.jobs[0], "a")
+        await until(lambda: socket.texts)
+        house.clock.advance(SECOND)
+        if last == "end":
+            push.say(push.jobs[0], StreamEnd())
+        for _ in range(20 if last == "too many prompts" else 0):
+            socket.hand_in(PROMPT)
+        if last == "cancel":
+            push.say(push.jobs[0], "b")
+            socket.hand_in({"type": "websocket.receive", "text": '{"cancel":true}'})
+        await turns()
+        assert push.jobs[0].cancels == (last != "end")
+        house.clock.advance(SLOW.stall_ns - 1)
+        await turns()
+        assert not socket.ended.is_set()
+        house.clock.advance(1)
+        await socket.ended.wait()
+        assert socket.kinds == ["accept", "send"]
+        assert socket.raised is None
+        assert house.app.service.admission.running == 0
+
+
 async def test_a_reader_that_comes_back_gets_all_of_it() -> None:
     push = Push()
     async with serving(push, delivery=SLOW) as house:

@@ -16,7 +16,7 @@ from tests.adapters.serving import MILLISECOND, SECOND, turns, until
 from tokenwire.adapters import dialer as dialer_module
 from tokenwire.adapters.dialer import look_up
 from tokenwire.adapters.tls import default_context
-from tokenwire.backends._threads import ThreadPool
+from tokenwire.backends.threads import ThreadPool
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenwire.adapters.timers import Timers
+from tokenwire.adapters.timers import Deadline, Timers
 
 
 class OneTimer:
@@ -153,3 +153,29 @@ def test_a_heap_of_which_most_was_taken_back_shrinks() -> None:
     timers.run(1000)
     assert calls == list(range(990, 1000))
     assert len(timers) == 0
+
+
+def test_a_deadline_that_moves_is_called_at_the_earliest_that_was_expected() -> None:
+    calls: list[str] = []
+    timers = Timers(lambda _: None)
+    deadline = Deadline(timers.call_at, partial(calls.append, "came"))
+    for due in (50, 30, None, 40):
+        deadline.expect(due, 0)
+    timers.run(29)
+    assert calls == []
+    timers.run(60)
+    assert calls == ["came"]
+    deadline.expect(70, 60)
+    timers.run(70)
+    assert calls == ["came", "came"]
+
+
+def test_a_deadline_that_was_given_up_is_not_called() -> None:
+    calls: list[str] = []
+    timers = Timers(lambda _: None)
+    deadline = Deadline(timers.call_at, partial(calls.append, "came"))
+    deadline.expect(50, 0)
+    deadline.cancel()
+    deadline.expect(60, 0)
+    timers.run(100)
+    assert calls == []

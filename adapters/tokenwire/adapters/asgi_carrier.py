@@ -39,7 +39,7 @@ from .asgi_messages import (
     start_message,
 )
 from .runtime import Waiter
-from .timers import Alarm
+from .timers import Alarm, Deadline
 
 __all__ = [
     "NOBODY",
@@ -127,7 +127,7 @@ class Answer:
         cut: it was given up: its end is missing, and must be seen to be.
     """
 
-    __slots__ = ("_alarm", "_away", "_blocked", "_delivery", "_direct", "_due", "_exchange", "_framing", "_hall", "_line",
+    __slots__ = ("_away", "_blocked", "_deadline", "_delivery", "_direct", "_exchange", "_framing", "_hall", "_line",
                  "_on_cut", "_out", "_rest", "_waiter", "cut", "done")  # fmt: skip
 
     def __init__(self, hall: Hall, exchange: Exchange, framing: BareFraming) -> None:
@@ -145,8 +145,7 @@ class Answer:
         self._blocked = False
         self._direct: _Direct | None = None
         self._rest: Awaitable[None] | None = None
-        self._alarm: Alarm | None = None
-        self._due: int | None = None
+        self._deadline = Deadline(hall.call_at, self.handle_deadline)
         self._on_cut: Callable[[], object] | None = None
         self.done = False
         self.cut = False
@@ -167,7 +166,7 @@ class Answer:
         self._on_cut = on_cut
         self._out = self._delivery.begin(now)
         self._hall.dispatcher.perform((action,), self, now)
-        self._schedule(now)
+        self._deadline.expect(self._delivery.next_deadline(), now)
 
     def write(self, data: bytes) -> None:
         """Keep bytes until they are taken, and wake the reader; see `Carrier`."""
@@ -267,7 +266,8 @@ class Answer:
                 self._out = b""
                 self._away = True
             if not self.cut:
-                await send({"type": "http.response.body", "body": data, "more_body": False})
+                # The end may have come while the head was being sent; what came with it has not been taken yet.
+                await send({"type": "http.response.body", "body": data + self._out, "more_body": False})
         except OSError:
             self.leave()
         finally:
@@ -283,24 +283,11 @@ class Answer:
     def handle_deadline(self) -> None:
         """Act on a deadline that has passed: a heartbeat, or giving the reader up."""
         now = self._hall.now()
-        due = self._due
-        if self.done or due is None or now < due:
-            return
-        self._due = None
         data = self._delivery.handle_deadline(now)
         if data:
             self.write(data)
         self.settle(now)
-        self._schedule(now)
-
-    def _schedule(self, now: int) -> None:
-        """Have the next deadline called, where it is earlier than the one that will be called anyway."""
-        deadline = None if self.done else self._delivery.next_deadline()
-        if deadline is not None and (self._due is None or deadline < self._due):
-            self._due = deadline
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._hall.call_at(max(deadline, now), self.handle_deadline)
+        self._deadline.expect(self._delivery.next_deadline(), now)
 
     def _block(self) -> None:
         """More has come while the reader is away with the last."""
@@ -308,7 +295,7 @@ class Answer:
         self._blocked = True
         self._delivery.set_blocked(True, now)
         self._hall.dispatcher.perform((Pause(self._line),), self, now)
-        self._schedule(now)
+        self._deadline.expect(self._delivery.next_deadline(), now)
 
     def _unblock(self) -> None:
         now = self._hall.now()
@@ -317,7 +304,7 @@ class Answer:
         self.settle(now)
         if not self.done:
             self._hall.dispatcher.perform((Resume(self._line),), self, now)
-            self._schedule(now)
+            self._deadline.expect(self._delivery.next_deadline(), now)
 
     def _cut_off(self, end: str, by: str, now: int) -> None:
         self.cut = True
@@ -329,8 +316,7 @@ class Answer:
 
     def _finish(self, actions: tuple[Cancel | Record, ...], now: int) -> None:
         self.done = True
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._deadline.cancel()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

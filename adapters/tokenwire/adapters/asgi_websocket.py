@@ -24,7 +24,7 @@ from tokenwire.core.service import Exchange
 from .asgi_carrier import NOBODY, Hall
 from .asgi_messages import BareFraming, Message, Receive, Scope, Send, encode_headers, head_of
 from .runtime import Waiter
-from .timers import Alarm
+from .timers import Deadline
 
 __all__ = ["MessageFraming", "converse"]
 
@@ -76,13 +76,13 @@ class _Speaker:
     """
 
     __slots__ = (
-        "_alarm",
         "_away",
         "_blocked",
-        "_due",
+        "_deadline",
         "_gone",
         "_hall",
         "_out",
+        "_stuck_ns",
         "_waiter",
         "conversation",
         "on_abort",
@@ -96,10 +96,10 @@ class _Speaker:
         self._hall = hall
         self._out = b""
         self._waiter: Waiter | None = None
-        self._alarm: Alarm | None = None
-        self._due: int | None = None
+        self._deadline = Deadline(hall.call_at, self._on_deadline)
         self._away = False
         self._blocked = False
+        self._stuck_ns: int | None = None  # since when something waits for a `send` to return
         self._gone = False
 
     def write(self, data: bytes) -> None:
@@ -132,6 +132,7 @@ class _Speaker:
     async def take(self) -> bytes:
         """Wait for messages; b"" once the conversation wants to close and has said all. Until the next call it is blocked."""
         self._away = False
+        self._stuck_ns = None
         if self._blocked:
             self._blocked = False
             now = self._hall.now()
@@ -150,8 +151,7 @@ class _Speaker:
         """The WebSocket is closed. Idempotent."""
         if not self._gone:
             self._gone = True
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._deadline.cancel()
             now = self._hall.now()
             self._hall.dispatcher.perform(self.conversation.leave(now), self, now)
 
@@ -164,19 +164,27 @@ class _Speaker:
             self.on_abort()
         if self.conversation.closing is not None:
             self._wake()
-        deadline = None if self._gone else self.conversation.next_deadline()
-        if deadline is not None and (self._due is None or deadline < self._due):
-            self._due = deadline
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._hall.call_at(max(deadline, now), self._on_deadline)
+        if self._away and self._stuck_ns is None and (self._blocked or self.conversation.closing is not None):
+            self._stuck_ns = now
+        self._deadline.expect(self._next_deadline(), now)
 
     def _on_deadline(self) -> None:
         now = self._hall.now()
-        if self._gone or self._due is None or self._due > now:
-            return
-        self._due = None
+        patience = self._end_of_patience()
+        if patience is not None and patience <= now:
+            self._stuck_ns = None
+            self.on_abort()
         self._perform(self.conversation.handle_deadline(now), now)
+
+    def _next_deadline(self) -> int | None:
+        """Say when patience ends: the running answer's, else with a peer that does not take the last of what was said."""
+        if self._gone:
+            return None
+        deadline = self.conversation.next_deadline()
+        return self._end_of_patience() if deadline is None else deadline
+
+    def _end_of_patience(self) -> int | None:
+        return None if self._stuck_ns is None else self._stuck_ns + self._hall.service.options.delivery.stall_ns
 
     def _wake(self) -> None:
         waiter = self._waiter

@@ -16,8 +16,8 @@ from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, Final, cast
 
-from tokenwire.backends._threads import ThreadPool
 from tokenwire.backends.base import Link, Peer
+from tokenwire.backends.threads import ThreadPool
 
 from ._dialed import DialedPath, PlainPath, TlsPath, in_words
 from .byte_path import Readiness

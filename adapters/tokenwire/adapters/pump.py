@@ -26,7 +26,7 @@ from tokenwire.core.routes import PLAIN
 from tokenwire.core.service import Service
 
 from .byte_path import BytePath, Readiness
-from .timers import Alarm, Timers
+from .timers import Deadline, Timers
 
 __all__ = ["Peer", "Pump", "Readiness"]
 
@@ -62,7 +62,7 @@ class Peer(BytePath):
         share: what its address has, where that is counted.
     """
 
-    __slots__ = ("_alarm", "_closing", "_connection", "_due", "_eof", "_pump", "share")
+    __slots__ = ("_closing", "_connection", "_deadline", "_eof", "_pump", "share")
 
     def __init__(
         self, sock: socket.socket, connection: PeerMachine, pump: Pump, share: PeerShare | None = None
@@ -71,8 +71,7 @@ class Peer(BytePath):
         self.share = share
         self._connection = connection
         self._pump = pump
-        self._alarm: Alarm | None = None
-        self._due: int | None = None
+        self._deadline = Deadline(pump.timers.call_at, self._on_deadline)
         self._closing = False
         self._eof = False
 
@@ -83,7 +82,7 @@ class Peer(BytePath):
     def start(self, now: int) -> None:
         """Begin to receive."""
         self._watch()
-        self._schedule(now)
+        self._deadline.expect(self._connection.next_deadline(), now)
 
     def _receive_data(self, data: bytes, now: int) -> None:
         self._perform(self._connection.receive_data(data, now), now)
@@ -131,7 +130,7 @@ class Peer(BytePath):
                 self._reset()
             elif isinstance(action, Upgrade):
                 self._upgrade(action, now)
-        self._schedule(now)
+        self._deadline.expect(self._connection.next_deadline(), now)
 
     def _upgrade(self, action: Upgrade, now: int) -> None:
         self._connection = action.machine
@@ -171,24 +170,11 @@ class Peer(BytePath):
         if self._gone:
             return
         self._close_socket()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._deadline.cancel()
         self._pump.forget(self)
-
-    def _schedule(self, now: int) -> None:
-        """Have the connection's next deadline called, where it is earlier than the one that will be called anyway."""
-        deadline = None if self._gone else self._connection.next_deadline()
-        if deadline is not None and (self._due is None or deadline < self._due):
-            self._due = deadline
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._pump.timers.call_at(max(deadline, now), self._on_deadline)
 
     def _on_deadline(self) -> None:
         now = self._pump.now()
-        if self._gone or self._due is None or self._due > now:
-            return
-        self._due = None
         self._perform(self._connection.handle_deadline(now), now)
 
 

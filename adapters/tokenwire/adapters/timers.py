@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Alarm", "Timers"]
+__all__ = ["Alarm", "Deadline", "Timers"]
 
 _SWEEP_FROM: Final = 64
 """Entries from which on a heap is looked through when half of them were taken back."""
@@ -104,3 +104,40 @@ class Timers:
         if self._heap and (self._armed is None or self._heap[0][0] < self._armed):
             self._armed = self._heap[0][0]
             self._arm(self._armed)
+
+
+class Deadline:
+    """The next deadline of one peer, which may move: its alarm is set again only where it comes earlier.
+
+    Args:
+        call_at: sets an alarm.
+        callback: called when the deadline that was expected has come; it may have moved later meanwhile, unseen.
+    """
+
+    __slots__ = ("_alarm", "_call_at", "_callback", "_due")
+
+    def __init__(self, call_at: Callable[[int, Callable[[], None]], Alarm], callback: Callable[[], None]) -> None:
+        self._call_at = call_at
+        self._callback: Callable[[], None] | None = callback
+        self._alarm: Alarm | None = None
+        self._due: int | None = None
+
+    def expect(self, deadline: int | None, now: int) -> None:
+        """Have a deadline called, where it is earlier than the one that will be called anyway; None for none."""
+        if deadline is None or self._callback is None or (self._due is not None and self._due <= deadline):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._due = deadline
+        self._alarm = self._call_at(max(deadline, now), self._come)
+
+    def cancel(self) -> None:
+        """Expect nothing any more, and let go of the callback. Idempotent."""
+        self._callback = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _come(self) -> None:
+        self._due = None
+        if self._callback is not None:
+            self._callback()

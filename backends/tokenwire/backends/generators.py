@@ -34,9 +34,9 @@ from tokenwire.core.errors import RequestRefused
 from tokenwire.core.events import TERMINALS, ErrorKind, Event, StreamEnd, StreamError
 
 from ._arguments import Arguments, name_of
-from ._threads import ThreadPool, Work
 from ._weave import Weave
 from .mailbox import Mailbox
+from .threads import ThreadPool, Work
 
 if TYPE_CHECKING:
     from tokenwire.core.contracts import Batch, Job, Sink, StreamHandle

@@ -30,9 +30,9 @@ from ._llama_model import MODEL_PACKAGE, find_installed_model, read_chat_templat
 from ._llama_request import HONOURED, HONOURED_WITH_TOOLS, request_bodies
 from ._llama_template import knows_tools, template_for
 from ._llama_watch import Patience, Signs
-from ._threads import ThreadPool, Work
 from ._weave import Weave
 from .mailbox import Mailbox
+from .threads import ThreadPool, Work
 
 if TYPE_CHECKING:
     from pathlib import Path
