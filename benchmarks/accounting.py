@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from tokenwire.core.latency import Trace
 
@@ -42,10 +42,17 @@ def _arrivals(gap: Callable[[random.Random], float]) -> list[int]:
     return list(accumulate((max(0, round(gap(source))) for _ in range(TOKENS)), initial=1000 * MS))
 
 
+def _steps(source: random.Random) -> float:
+    return source.gauss(20 * MS, MS / 50)
+
+
 PACES = {
-    "an engine's steps": _arrivals(lambda source: source.gauss(20 * MS, MS / 50)),
+    "an engine's steps": _arrivals(_steps),
     "jitter": _arrivals(lambda source: source.uniform(10 * MS, 30 * MS)),
     "long tail": _arrivals(lambda source: source.lognormvariate(17, 0.5)),
+    "four in a step": list(chain.from_iterable([now] * 4 for now in _arrivals(_steps)[: TOKENS // 4 + 1]))[
+        : TOKENS + 1
+    ],
     "bursts": _arrivals(lambda source: source.choice((20_000, 30_000, 40_000, 80 * MS))),
 }
 """How tokens may come; by name, when they arrive."""

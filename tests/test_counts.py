@@ -7,6 +7,7 @@ system calls of a started server are counted in tests/e2e/test_syscalls.py.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import threading
 from collections import Counter
@@ -39,12 +40,14 @@ from tokenwire.backends.base import Runtime
 from tokenwire.backends.mailbox import Mailbox
 from tokenwire.backends.mock import MockBackend
 from tokenwire.core.contracts import Batch, ModelCard, Sink, StreamHandle
+from tokenwire.core.gaps import RUN
 from tokenwire.core.request import GenerationRequest
 
 if TYPE_CHECKING:
     import socket
 
-STEPS = 20
+STEPS = RUN
+"""So many that what the accountant keeps of a run of tokens is in the end as far as it was."""
 STREAMS = 8
 by_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
@@ -78,6 +81,15 @@ def test_a_token_leaves_no_block_behind(row: Row) -> None:
 @by_row
 def test_a_token_holds_one_block_until_it_is_written(row: Row) -> None:
     assert blocks_held(row) == LIMITS["blocks held"].most
+
+
+@by_row
+def test_an_answer_leaves_nothing_to_the_collector_of_cycles(row: Row) -> None:
+    with open_rig(row, STREAMS) as rig:  # which has switched it off
+        gc.collect()
+        while rig.server.pump.dispatcher.streams:
+            rig.step()
+        assert gc.collect() == 0
 
 
 @by_row

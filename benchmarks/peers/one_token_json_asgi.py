@@ -43,7 +43,7 @@ async def _read_body(receive: Receive) -> bytes:
 async def app(scope: Message, receive: Receive, send: Send) -> None:
     """Answers with one token and how it ended, each in a message of its own, as they come from a model."""
     if scope["path"] != "/chat":  # whoever looks whether the server is up
-        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
         return
     request = _read(await _read_body(receive))

@@ -33,7 +33,8 @@ from tokenwire.core.request import GenerationRequest
 pytestmark = pytest.mark.anyio
 
 RECORD = Record(method="POST", path="/v1/chat/completions", status=200, end="finished", dialect="openai_chat",
-                stream_id="chatcmpl-1", model="tiny-1", tokens=5, sent_bytes=900, first_token_ns=200 * MILLISECOND,
+                stream_id="chatcmpl-1", model="tiny-1", model_label="tiny-1",
+                tokens=5, sent_bytes=900, first_token_ns=200 * MILLISECOND,
                 duration_ns=281_500_000, queue_ns=3 * MILLISECOND, tpot_ns=20_123_456.7,
                 gap_p99_ns=21 * MILLISECOND)  # fmt: skip
 
@@ -96,8 +97,8 @@ def test_opentelemetry_gets_each_stream_at_its_end() -> None:
     meter = MeterProvider(metric_readers=[reader]).get_meter("test")
     passed_on: list[Record] = []
     log = observed(meter, passed_on.append)
-    failed = Record(method="GET", path="/chat", status=200, end="failed", stream_id="tw1", model="tiny-1", dialect="plain",
-                    tokens=2, first_token_ns=5 * MILLISECOND, duration_ns=SECOND)  # fmt: skip
+    failed = Record(method="GET", path="/chat", status=200, end="failed", stream_id="tw1", model="made-up", dialect="plain",
+                    model_label="unlisted", tokens=2, first_token_ns=5 * MILLISECOND, duration_ns=SECOND)  # fmt: skip
     for record in (RECORD, RECORD, failed, Record(method="GET", path="/healthz", status=200, end="answered")):
         log(record)
     found = points(reader)
@@ -107,6 +108,8 @@ def test_opentelemetry_gets_each_stream_at_its_end() -> None:
     assert dict(ttft.attributes or {})["gen_ai.request.model"] == "tiny-1"
     (tpot,) = found["gen_ai.server.time_per_output_token"]
     assert tpot.sum == pytest.approx(2 * 0.0201234567)
+    assert {point.attributes["gen_ai.request.model"] for point in found["gen_ai.server.request.duration"]} == {
+        "tiny-1", "unlisted"}  # fmt: skip
     durations = {point.attributes.get("error.type"): point.sum for point in found["gen_ai.server.request.duration"]}
     assert durations == {None: pytest.approx(0.563), "failed": 1.0}
     assert sum(point.value for point in found["tokenwire.tokens"]) == 12
@@ -136,6 +139,17 @@ def test_a_stream_s_line() -> None:
     assert text_of(facts_of(RECORD)) == expected
     refused = Record(method="GET", path="/x", status=404, end="refused", error="There is nothing at 'x'.")
     assert text_of(facts_of(refused)) == """GET /x 404 refused ms=0.0 error="There is nothing at 'x'.\""""
+
+
+def test_a_stream_s_line_has_its_zeros() -> None:
+    empty = Record(method="GET", path="/chat", status=0, end="cancelled", stream_id="tw1", model="m", dialect="plain")
+    assert text_of(facts_of(empty)) == "GET /chat 0 cancelled dialect=plain stream=tw1 model=m tokens=0 ms=0.0 bytes=0"
+
+
+def test_what_a_client_says_makes_no_line_and_no_fact() -> None:
+    forged = Record(method="GET", path="/x\nGET / 200 finished", status=404, end="refused", model='a tokens=9 "b"')
+    line = text_of(facts_of(forged))
+    assert line == """GET '/x\\nGET / 200 finished' 404 refused model='a tokens=9 "b"' ms=0.0"""
 
 
 def logged(caplog: pytest.LogCaptureFixture, log: Callable[[], None]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import argparse
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from anyio.abc import TaskGroup
 from hypothesis import given
@@ -25,7 +27,7 @@ from tokenwire.adapters.server import LOOPS
 from tokenwire.backends.generators import GeneratorBackend, LoadError
 from tokenwire.backends.replay import DIALECTS, ReplayBackend
 from tokenwire.backends.upstream import parse_url
-from tokenwire.core.events import StreamEnd, TextDelta
+from tokenwire.core.events import StreamEnd, StreamTruncated, TextDelta
 from tokenwire.core.recording import Recording, decode_steps, parse_recording
 
 MS = 1_000_000
@@ -243,6 +245,27 @@ async def test_a_servers_answer_is_recorded_and_replayed(
         assert plain_text((await client.answer()).body) == "hi, world"
 
 
+async def endless(prompt: str) -> AsyncIterator[str]:
+    yield prompt
+    await anyio.sleep_forever()
+
+
+@pytest.mark.anyio
+async def test_a_recording_that_is_cancelled_has_its_end(start: Start, make_readiness: MakeReadiness) -> None:
+    file = bytearray()
+    async with start(GeneratorBackend(endless)) as serving:
+        asked = question(f"http://{serving.address[0]}:{serving.address[1]}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(record, asked, file.extend, make_readiness=make_readiness))
+            await until(lambda: b"hi" in file)
+            tasks.cancel_scope.cancel()
+        await until(lambda: not serving.connections)
+    recording = parse_recording(bytes(file))
+    assert recording.failure == "the recording was interrupted"
+    (*_, last) = decode_steps(recording, PLAIN)
+    assert isinstance(last.events[-1], StreamTruncated)
+
+
 @pytest.mark.anyio
 async def test_a_server_that_refuses_is_told(start: Start, make_readiness: MakeReadiness) -> None:
     async with start(GeneratorBackend(hello)) as serving:
@@ -340,6 +363,30 @@ def test_failures_are_told_in_one_line(
     assert counts == f"1 reads, 9 bytes into {path}"
     assert failed == "tokenwire: the answer is not whole: reset"
     assert "exists" in exists
+
+
+def test_from_the_keyboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [b"", b"recorded\n"]
+    sizes: list[list[int]] = []
+
+    def kept() -> list[int]:
+        return sorted(path.stat().st_size for path in tmp_path.iterdir())
+
+    async def interrupted(_asked: Question, write: Callable[[bytes], object], **_: object) -> RecordedAnswer:
+        write(said.pop())
+        sizes.append(kept())
+        raise KeyboardInterrupt if said else BaseExceptionGroup("as trio does", [KeyboardInterrupt()])
+
+    monkeypatch.setattr(recording_module, "record", interrupted)
+    for name in "ab":
+        arguments = ["record", "http://localhost", "--dialect", "plain", "-o", str(tmp_path / name)]
+        assert main(arguments) == 130
+    assert (tmp_path / "a").read_bytes() == b"recorded\n"
+    assert not (tmp_path / "b").exists()
+    assert sizes == [[9], [0, 9]]  # what was written is there at once, in case of a kill
+    told, nothing = capsys.readouterr().err.splitlines()
+    assert told == f"tokenwire: interrupted; what came before is in {tmp_path / 'a'}"
+    assert nothing == "tokenwire: interrupted; nothing had come"
 
 
 # ---- serving it

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.carriers import Answer, Asked, Carriage, House, HttpClient
 
 from tokenwire.core.actions import Record
-from tokenwire.core.contracts import ModelCard
+from tokenwire.core.contracts import ANY_MODEL, ModelCard
 from tokenwire.core.delivery import DeliveryOptions
 from tokenwire.core.dispatch import STREAMS_PER_TURN
 from tokenwire.core.events import (
@@ -184,8 +184,29 @@ def test_reasoning_and_usage() -> None:
         (10 * MS, [UsageReport(3, 11), StreamEnd()]),
     ]
     record = run(house, ASKED["chat"], steps)
-    assert (record.first_token_ns, record.tokens) == (30 * MS, 3)
+    assert (record.first_token_ns, record.tokens, the_ledger(house).tokens) == (30 * MS, 11, 11)
     assert record.tpot_ns == 30 * MS / (11 - 2)
+
+
+def test_tokens_that_say_nothing_are_counted_as_the_client_is_told(carrier: Carriage) -> None:
+    house = carrier.house()
+    stops = Asked("POST", "/chat", (JSON,), b'{"prompt": "hi", "stop": ["END"]}')
+    record = run(house, stops, [(MS, ["a"]), (MS, ["E"]), (MS, ["ND"])])
+    assert (record.end, record.tokens, the_ledger(house).tokens) == ("finished", 3, 3)
+
+
+def test_an_empty_delta_is_no_first_token_of_the_log_either(carrier: Carriage) -> None:
+    house = carrier.house()
+    record = run(house, ASKED["plain"], [(50 * MS, [ReasoningDelta("")]), (150 * MS, ["a"]), (MS, [StreamEnd()])])
+    assert record.first_token_ns == the_ledger(house).ttft.total == 200 * MS
+
+
+def test_a_model_that_a_client_made_up_is_no_label(carrier: Carriage) -> None:
+    house = carrier.house(honours=frozenset({ANY_MODEL}))
+    record = run(house, Asked("GET", f"{TARGET}&model=made-up"), STEADY)
+    assert (record.model, record.model_label) == ("made-up", "unlisted")
+    assert scrape(house)["tokenwire_tokens_total", labels(model="unlisted")] == 4
+    assert run(house, ASKED["plain"], STEADY).model_label == "tiny-1"
 
 
 def test_gaps_are_the_stream_s_over_all_choices() -> None:

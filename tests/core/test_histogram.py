@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -217,6 +217,34 @@ def test_a_larger_sum_cannot_be_taken_away() -> None:
         _ = recorded([low]) - recorded([high])
 
 
+def test_a_sum_that_the_rest_cannot_have_is_no_window() -> None:
+    low, high = span_of(bucket_of(10 * MS, 6), 6)
+    with pytest.raises(ValueError, match="no earlier state"):
+        _ = recorded([high]) - recorded([low])
+
+
+def test_a_count_that_grows_while_it_is_read_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    histogram = recorded([7])
+    real = accumulate
+
+    def grows(counts: list[int]) -> list[int]:
+        seen = list(real(counts))
+        histogram.record(MAX_VALUE)
+        return seen
+
+    monkeypatch.setattr("tokenwire.core.histogram.accumulate", grows)
+    assert histogram.counts_up_to([6, 7, MS]) == [0, 1, 1]
+
+
+@given(value=any_value, times=st.integers(0, 10**40))
+def test_huge_counts_are_exact_and_written_down(value: int, times: int) -> None:
+    histogram = Histogram()
+    histogram.record(value, times)
+    assert (histogram.count, histogram.total) == (times, value * times)
+    assert Histogram.decode(histogram.encode()) == histogram
+    assert (histogram - histogram).count == 0
+
+
 def test_histograms_of_different_errors_do_not_mix() -> None:
     fine, coarse = recorded([7], 0.01), recorded([7], 0.1)
     with pytest.raises(ValueError, match="cannot be counted"):
@@ -275,6 +303,7 @@ def test_any_bytes_are_a_histogram_or_refused(data: bytes) -> None:
         b"\x01\x06\x00\x00\x00",
         b"\x01\x06\x00\xff\xff\x7f\x01",
         b"\x01\x06" + b"\xff" * 40 + b"\x00",
+        b"\x01\x06" + b"\xff" * 200 + b"\x00",
     ],
 )
 def test_what_is_no_histogram_is_refused(data: bytes) -> None:

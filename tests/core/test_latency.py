@@ -27,6 +27,7 @@ from tokenwire.core.events import (
     ToolCallStart,
     UsageReport,
 )
+from tokenwire.core.gaps import RUN
 from tokenwire.core.histogram import Histogram
 from tokenwire.core.latency import Accountant, Trace
 from tokenwire.core.ledger import SEMCONV_BOUNDS, Ledger, Targets
@@ -329,7 +330,7 @@ def test_ledgers_have_what_their_traces_have(script: Script) -> None:
         assert (events_gaps.count, events_gaps.total) == (len(facts.gaps), sum(facts.gaps)), closed
         assert token_gaps.count == len(facts.shares)
         assert abs(token_gaps.total - sum(facts.shares)) < 1
-        assert ledger.tokens == facts.n
+        assert ledger.tokens == max(facts.n, seen(script).n if closed else 0)
         assert ledger.ttft.total == sum(facts.times[:1])
         trace.close("cancelled", BEGUN + HOUR)
 
@@ -364,6 +365,71 @@ def test_a_stream_of_any_pace_counts_every_gap_in_its_bucket(gaps: list[int], mo
     for trace in traces:
         trace.close("finished", BEGUN + HOUR)
     assert ledger.plain_gaps == ledger.event_gaps() == expected
+
+
+def note(trace: Trace, now: int) -> None:
+    """Tell of a token as a delivery does."""
+    if trace.noted is None:
+        trace.receive((text(),), now)
+        return
+    trace.noted.append(now)
+    if len(trace.noted) >= RUN:
+        trace.fold()
+
+
+@given(
+    gaps=st.lists(st.one_of(gaps, st.integers(-5, 0), st.integers(500, 600_000)), max_size=90),
+    late=st.integers(0, 40),
+    odd=st.sets(st.integers(0, 90), max_size=4),
+)
+def test_tokens_that_are_noted_count_as_those_that_are_told(gaps: list[int], late: int, odd: set[int]) -> None:
+    noting, telling = Ledger(), Ledger()
+    noted, told = ([Trace(BEGUN, ledger) for _ in range(3)] for ledger in (noting, telling))
+    now = BEGUN
+    for number, gap in enumerate(gaps):
+        now += gap
+        for one, other, first in zip(noted, told, (0, 0, late), strict=True):
+            if number in odd:
+                one.receive((text(3),), now)
+                other.receive((text(3),), now)
+            elif number >= first:
+                note(one, now)
+                other.receive_token(now)
+        assert noting.tokens == telling.tokens
+        assert noting.event_gaps() == telling.event_gaps()
+    assert [trace.longest_ns for trace in noted] == [trace.longest_ns for trace in told]
+    for one, other in zip(noted, told, strict=True):
+        one.close("finished", now)
+        other.close("finished", now)
+        assert by_tool(one) == by_tool(other)
+        assert one.gap_percentile(99) == other.gap_percentile(99)
+    assert noting.event_gaps() == telling.event_gaps() == noting.plain_gaps + noting.odd_gaps
+    assert noting.tpot == telling.tpot
+
+
+def test_streams_in_step_are_added_up_once() -> None:
+    ledger = Ledger()
+    traces = [Trace(BEGUN, ledger) for _ in range(3)]
+    for step in range(RUN + 2):
+        for trace in traces:
+            note(trace, BEGUN + step * 20 * MS)
+    run = ledger.run
+    assert run is not None
+    assert [trace.noted for trace in traces] == [[], [], []]
+    assert run.squares == RUN * (20 * MS) ** 2
+    assert ledger.event_gaps().count == 3 * (RUN + 1)
+
+
+def test_a_scripted_clock_may_begin_at_zero() -> None:
+    trace = Trace(0)
+    trace.receive((START,), 0)
+    trace.receive((text(),), 5)
+    assert by_tool(trace)["vllm"]["ttft_ns"] == 0
+    ended = Trace(0)
+    ended.receive((START, text(), *END), 0)
+    ended.receive((StreamEnd(),), 7)
+    ended.close("finished", 9)
+    assert ended.e2e_ns == 0
 
 
 def test_p99_over_p50() -> None:
@@ -549,8 +615,9 @@ def held(tokens: int, spread: int) -> int:
     for number in range(tokens):
         now += 20 * MS + (number * 7919 % spread) * MS // 10
         trace.receive_token(now)
-    parts = [trace._hot_gaps, trace._odd_gaps]
-    return sys.getsizeof(trace) + sum(
+    parts = [trace._gaps, trace._odd_gaps]
+    lists = [trace._times, trace._wide_gaps]
+    return sum(map(sys.getsizeof, [trace, *lists, *(number for numbers in lists for number in numbers)])) + sum(
         sys.getsizeof(part) + sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in part.items())
         for part in parts
     )

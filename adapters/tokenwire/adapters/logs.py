@@ -18,12 +18,15 @@ FACTS: Final = "tokenwire_facts"
 """The attribute of a `logging.LogRecord` that holds a request's facts."""
 
 _IN_FRONT: Final = ("method", "path", "status", "end")
+_APART: Final = frozenset(" \"'")
+"""What a fact in a line of text may hold in quotes only."""
 
 Fact = str | int | float
 
 
 def facts_of(record: Record) -> dict[str, Fact]:
     """Name what is known about a request; times in milliseconds. What is not known is left out."""
+    is_stream = record.stream_id is not None
     facts: dict[str, Fact | None] = {
         "method": record.method,
         "path": record.path,
@@ -32,13 +35,13 @@ def facts_of(record: Record) -> dict[str, Fact]:
         "dialect": record.dialect,
         "stream": record.stream_id,
         "model": record.model,
-        "tokens": record.tokens or None,
+        "tokens": record.tokens if is_stream else None,
         "ttft_ms": _ms(record.first_token_ns),
         "ms": _ms(record.duration_ns),
         "tpot_ms": _ms(record.tpot_ns),
         "gap_p99_ms": _ms(record.gap_p99_ns),
         "queue_ms": _ms(record.queue_ns or None),
-        "bytes": record.sent_bytes or None,
+        "bytes": record.sent_bytes if is_stream else None,
         "error": record.error,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
@@ -46,7 +49,7 @@ def facts_of(record: Record) -> dict[str, Fact]:
 
 def text_of(facts: dict[str, Fact]) -> str:
     """Write facts in one line."""
-    front = " ".join(str(facts[name]) for name in _IN_FRONT)
+    front = " ".join(_shown(name, facts[name]) for name in _IN_FRONT)
     return " ".join((front, *(f"{name}={_shown(name, fact)}" for name, fact in facts.items() if name not in _IN_FRONT)))
 
 
@@ -57,7 +60,9 @@ def _ms(span_ns: float | None) -> float | None:
 def _shown(name: str, fact: Fact) -> str:
     if isinstance(fact, float):
         return f"{fact:.1f}"
-    return repr(fact) if name == "error" else str(fact)
+    text = str(fact)
+    # A client chooses the path and perhaps the model: neither may look like another fact, or like another line.
+    return text if name != "error" and text.isprintable() and not _APART.intersection(text) else repr(text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -175,7 +175,7 @@ def _attributes(record: Record) -> Attributes:
     attributes = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "tokenwire",
-        "gen_ai.request.model": record.model or "",
+        "gen_ai.request.model": record.model_label or "",
         "tokenwire.dialect": record.dialect or "",
     }
     return attributes if record.end == "finished" else attributes | {"error.type": record.end}

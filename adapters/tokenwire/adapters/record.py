@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,9 @@ _LOOK_NS: Final = _SECOND
 """How often the silence is looked at."""
 
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
+_INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit code of what Ctrl-C has ended, as shells have it."""
+
 _TARGETS: Final = {"openai_chat": "/chat/completions", "plain": "/chat"}
 """What each dialect adds to a server's URL, where the URL does not end so."""
 
@@ -257,6 +261,8 @@ async def record(
         RecordError: the server was not reached, or refused; nothing was written.
         OSError: `write` raised it.
         ValueError: the question cannot be sent.
+
+    Cancelled, or interrupted from the keyboard, it writes the recording's end first.
     """
     peer = RecordingPeer(question, write, int(time.time()))
     async with anyio.create_task_group() as tasks:
@@ -288,6 +294,7 @@ async def _ask(peer: RecordingPeer, address: Address, readiness: Readiness, sile
     try:
         await ended.wait()
     finally:
+        peer.failed("the recording was interrupted", now())  # nothing, where it has ended
         peer.link.close()
 
 
@@ -322,6 +329,10 @@ def _record(options: argparse.Namespace) -> int:
     except (RecordError, ValueError) as error:
         sys.stderr.write(f"tokenwire: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        kept = f"what came before is in {options.output}" if options.output.exists() else "nothing had come"
+        sys.stderr.write(f"tokenwire: interrupted; {kept}\n")
+        return _INTERRUPTED
     sys.stderr.write(f"{answer.reads} reads, {answer.size} bytes into {options.output}\n")
     if answer.failure is None:
         return 0
@@ -336,8 +347,17 @@ def _run(options: argparse.Namespace, path: Path) -> RecordedAnswer:
     module = importlib.import_module(f"tokenwire.adapters.{choice.module}")
     with path.open("xb") as file:
         try:
-            main = partial(record, question, file.write, make_readiness=module.readiness, silence_ns=options.silence)
+
+            def write(lines: bytes) -> None:
+                file.write(lines)
+                file.flush()  # so that a process which is killed leaves whole lines
+
+            main = partial(record, question, write, make_readiness=module.readiness, silence_ns=options.silence)
             return anyio.run(main, backend=choice.backend, backend_options=dict(choice.options))
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            raise KeyboardInterrupt from None  # trio has it in a group
         finally:
             if not file.tell():
                 path.unlink()

@@ -132,8 +132,10 @@ class Record(Struct, frozen=True, kw_only=True):
     """The stream's id, where there was one."""
     model: str | None = None
     """The model, where one was asked for."""
+    model_label: str | None = None
+    """The model as metrics name it: one that the server was given, or a word for all others; clients cannot make it up."""
     tokens: int = 0
-    """Output tokens that were let out."""
+    """Output tokens that were let out, or more where a usage report says so."""
     sent_bytes: int = 0
     """Bytes handed to the transport for the body and its framing."""
     first_token_ns: int | None = None

@@ -30,6 +30,7 @@ from .events import (
     ToolCallStart,
     UsageReport,
 )
+from .gaps import RUN
 from .latency import Trace
 from .ledger import counted
 from .merge import MergeBuffer, may_merge
@@ -205,8 +206,11 @@ class StreamDelivery(Delivery):
                 self.sent_bytes += len(data)
                 trace = self.trace
                 if trace is not None:
-                    if event.token_count == 1 and event.text:
-                        trace.receive_token(now)
+                    times = trace.noted
+                    if times is not None and event.token_count == 1 and event.text:
+                        times.append(now)
+                        if len(times) >= RUN:
+                            trace.fold()
                     else:
                         trace.receive(events, now)
                 return data

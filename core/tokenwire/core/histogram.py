@@ -35,8 +35,8 @@ _MAX_BITS: Final = 9
 """A tenth of a percent. Each bit more doubles the memory."""
 
 _VERSION: Final = 1
-_MAX_VARINT_BITS: Final = 128
-"""No sum of values within 64 bits comes near."""
+_MAX_VARINT_BITS: Final = 1024
+"""Far past any count or sum, and few enough that a long number is read in no time."""
 
 
 def bits_of(error: float) -> int:
@@ -164,10 +164,11 @@ class Histogram:  # noqa: PLW1641  # it changes, so that it has no hash
             ValueError: the other's error is another; nothing was counted.
         """
         self._check(other)
-        missing = len(other.counts) - len(self.counts)
+        theirs = other.counts.copy()  # which may grow on another thread meanwhile
+        missing = len(theirs) - len(self.counts)
         if missing > 0:
             self.counts += [0] * missing
-        for bucket, count in enumerate(other.counts):
+        for bucket, count in enumerate(theirs):
             self.counts[bucket] += count
         self.total += other.total
 
@@ -197,7 +198,7 @@ class Histogram:  # noqa: PLW1641  # it changes, so that it has no hash
             if count:
                 window.counts[bucket] -= count
         window.total -= earlier.total
-        if window.total < 0:
+        if not window._total_can_be():
             raise ValueError("what is taken away is no earlier state of this histogram")
         return window
 
@@ -237,7 +238,7 @@ class Histogram:  # noqa: PLW1641  # it changes, so that it has no hash
             bounds: rising.
         """
         seen = [0, *accumulate(self.counts)]
-        return [seen[min(bucket_of(bound + 1, self.bits), len(self.counts))] for bound in bounds]
+        return [seen[min(bucket_of(bound + 1, self.bits), len(seen) - 1)] for bound in bounds]
 
     def encode(self) -> bytes:
         """Write it down.
@@ -279,17 +280,15 @@ class Histogram:  # noqa: PLW1641  # it changes, so that it has no hash
             if last > most or not count:
                 raise MalformedData("a histogram has a bucket that cannot be")
             histogram._add(last, count)
-        histogram._check_total()
+        if not histogram._total_can_be():
+            raise MalformedData("a histogram's sum is not one of its values")
         return histogram
 
-    def _check_total(self) -> None:
+    def _total_can_be(self) -> bool:
+        """Whether values in these buckets can have this sum."""
         spans = [(count, *span_of(bucket, self.bits)) for bucket, count in enumerate(self.counts) if count]
-        if (
-            not sum(count * low for count, low, _ in spans)
-            <= self.total
-            <= sum(count * high for count, _, high in spans)
-        ):
-            raise MalformedData("a histogram's sum is not one of its values")
+        least = sum(count * low for count, low, _ in spans)
+        return least <= self.total <= sum(count * high for count, _, high in spans)
 
 
 class Buckets:

@@ -17,6 +17,7 @@ What counts, wherever it is counted here:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from math import sqrt
 from typing import Any, Final
 
@@ -30,30 +31,13 @@ from .events import (
     ToolCallStart,
     UsageReport,
 )
-from .histogram import MAX_VALUE, Histogram, bits_of, bucket_of, percentile_of, span_of
+from .gaps import GAP_BITS, LONG, LONG_BITS, LONG_FROM_NS, LONG_TO_NS, SHORT, SHORT_BITS, SHORT_FROM_NS, Run
+from .histogram import MAX_VALUE, Histogram, bucket_of, percentile_of
 from .ledger import Ledger, Targets, counted
 
 __all__ = ["Accountant", "Trace"]
 
-_BITS: Final = bits_of(0.01)
-_UNIT_BITS: Final = 13
-_TABLED: Final = 1 << 15
-_TABLED_FROM_NS: Final = 1 << _BITS + _UNIT_BITS
-_TABLED_TO_NS: Final = _TABLED << _UNIT_BITS
-_LAST_BUCKET: Final = bucket_of(MAX_VALUE, _BITS)
-
-
-def _table() -> tuple[int, ...]:
-    """Find the buckets of gaps from 0.5 to 268 ms beforehand, in units in which these buckets begin and end."""
-    buckets: list[int] = []
-    while len(buckets) < _TABLED:
-        bucket = bucket_of(len(buckets) << _UNIT_BITS, _BITS)
-        buckets += [bucket] * max(1, (span_of(bucket, _BITS)[1] + 1 >> _UNIT_BITS) - len(buckets))
-    return tuple(buckets)
-
-
-_BUCKETS: Final = _table()
-"""A look-up costs half of what `bucket_of` does, and its integers are there already: a token makes none of its own."""
+_LAST_BUCKET: Final = bucket_of(MAX_VALUE, GAP_BITS)
 
 _MAX_NARROW: Final = 32
 """Buckets in which a stream counts by itself. An engine's pace needs fewer; a stream whose gaps vary more counts in its
@@ -90,47 +74,17 @@ class Trace:
         first_tokens: tokens of the first token event.
         reasoning_tokens: tokens that were reasoning.
         reported_tokens: output tokens by the last usage report, or None.
+        noted: where the time of a token event of text that stands for one token may be appended, instead of a call of
+            `receive_token`; once it has RUN of them `fold` is due. None where each has to be told.
         ledger: where it is added up.
     """
 
-    __slots__ = (
-        "_answer_ns",
-        "_carry_ns",
-        "_choice_ns",
-        "_folded_ns",
-        "_hot_counts",
-        "_hot_gaps",
-        "_hot_last_ns",
-        "_hot_longest_ns",
-        "_hot_squares",
-        "_hot_steady",
-        "_odd_events",
-        "_odd_gaps",
-        "_odd_ns",
-        "_odd_squares",
-        "_odd_tokens",
-        "_other_chunks",
-        "_reasoning_events",
-        "_reasoning_last",
-        "_shared_squares",
-        "_usage_ns",
-        "accepted_ns",
-        "attempt",
-        "attempt_ns",
-        "begun_ns",
-        "end",
-        "end_ns",
-        "first_answer_ns",
-        "first_byte_ns",
-        "first_chunk_ns",
-        "first_ns",
-        "first_tokens",
-        "ledger",
-        "reasoning_tokens",
-        "reported_tokens",
-        "second_ns",
-        "started_ns",
-    )  # fmt: skip
+    __slots__ = ("_answer_ns", "_carry_ns", "_choice_ns", "_folded_ns", "_gaps", "_last_ns", "_ledger_counts",
+                 "_longest_ns", "_odd_events", "_odd_gaps", "_odd_ns", "_odd_squares", "_odd_tokens", "_other_chunks",
+                 "_plain_squares", "_reasoning_events", "_reasoning_last", "_shared_squares", "_times", "_usage_ns",
+                 "_wide_gaps", "accepted_ns", "attempt", "attempt_ns", "begun_ns", "end", "end_ns", "first_answer_ns",
+                 "first_byte_ns", "first_chunk_ns", "first_ns", "first_tokens", "ledger", "noted", "reasoning_tokens",
+                 "reported_tokens", "second_ns", "started_ns")  # fmt: skip
 
     def __init__(
         self, begun_ns: int, ledger: Ledger | None = None, *, attempt_ns: int | None = None, attempt: int = 1
@@ -151,13 +105,15 @@ class Trace:
         self.first_tokens = 0
         self.reasoning_tokens = 0
         self.reported_tokens: int | None = None
-        self._hot_longest_ns = 0
-        self._hot_last_ns = self.attempt_ns
+        self._longest_ns = 0
+        self._last_ns = self.attempt_ns
         # Gaps before events of one token are plain: they are the same for an event and for a token.
-        self._hot_steady = False
-        self._hot_gaps: dict[int, int] = {}
-        self._hot_counts: list[int] | None = None
-        self._hot_squares = 0
+        self._times: list[int] = []
+        self.noted: list[int] | None = None
+        self._gaps: dict[int, int] = {}
+        self._wide_gaps: list[int] = []
+        self._ledger_counts: list[int] | None = None
+        self._plain_squares = 0
         self._folded_ns = 0
         # All others are odd; the first event, which has no gap, is among them.
         self._odd_events = 0
@@ -193,33 +149,70 @@ class Trace:
             self.first_byte_ns = now
 
     def receive_token(self, now: int) -> None:
-        """Take a token event of text that stands for one token: the usual case, and the shortest way."""
-        gap = now - self._hot_last_ns
-        if not self._hot_steady or gap < 0:
+        """Take a token event of text that stands for one token: the shortest way for one stream.
+
+        Where many are served in step, `noted` is shorter.
+        """
+        gap = now - self._last_ns
+        if self.noted is None or self._times or gap < 0:
+            self.fold()
             self._take(1, self._not_before(now))
             return
-        self._hot_last_ns = now
-        self._hot_squares += gap * gap
-        if gap > self._hot_longest_ns:  # noqa: PLR1730  # a call of max costs as much as the rest together
-            self._hot_longest_ns = gap
-        if _TABLED_FROM_NS <= gap < _TABLED_TO_NS:
-            bucket = _BUCKETS[gap >> _UNIT_BITS]
-        else:
-            shift = gap.bit_length() - _BITS - 1
-            bucket = min((shift << _BITS) + (gap >> shift), _LAST_BUCKET) if shift > 0 else gap
-        gaps, counts = self._hot_gaps, self._hot_counts
+        if gap:
+            self._last_ns = now
+            self._plain_squares += gap * gap
+            if gap > self._longest_ns:  # noqa: PLR1730  # a call of max costs as much as the rest together
+                self._longest_ns = gap
+            if gap >= LONG_FROM_NS:
+                bucket = LONG[gap >> LONG_BITS] if gap < LONG_TO_NS else bucket_of(counted(gap), GAP_BITS)
+            else:
+                bucket = SHORT[gap >> SHORT_BITS] if gap >= SHORT_FROM_NS else bucket_of(gap, GAP_BITS)
+        else:  # the step gave several tokens
+            bucket = 0
+        counts = self._ledger_counts
         if counts is not None:
             counts[bucket] += 1
-            try:  # soon each wider bucket has been seen
-                gaps[bucket >> _WIDE_BITS] += 1
-            except KeyError:
-                gaps[bucket >> _WIDE_BITS] = 1
-        elif bucket in gaps:
-            gaps[bucket] += 1
+            try:
+                self._wide_gaps[bucket >> _WIDE_BITS] += 1
+            except IndexError:
+                _count_at(self._wide_gaps, bucket >> _WIDE_BITS)
+        elif bucket in self._gaps:
+            self._gaps[bucket] += 1
         else:
-            gaps[bucket] = 1
+            self._gaps[bucket] = 1
+            if len(self._gaps) > _MAX_NARROW:
+                self._widen()
+
+    def fold(self) -> None:
+        """Add up the tokens that were noted."""
+        times = self._times
+        if not times:
+            return
+        last, run = self._last_ns, self.ledger.run
+        if run is None or not run.is_of(last, times):
+            run = self.ledger.run = Run(last, times.copy())
+        times.clear()
+        self._last_ns = run.end_ns
+        self._add(run)
+
+    def _add(self, run: Run) -> None:
+        self._plain_squares += run.squares
+        self._longest_ns = max(self._longest_ns, run.longest_ns)
+        counts, gaps = self._ledger_counts, self._gaps
+        if counts is None:
+            for bucket in run.buckets:
+                try:
+                    gaps[bucket] += 1
+                except KeyError:
+                    gaps[bucket] = 1
             if len(gaps) > _MAX_NARROW:
                 self._widen()
+            return
+        wide = self._wide_gaps
+        _count_at(wide, max(run.buckets) >> _WIDE_BITS, 0)
+        for bucket in run.buckets:
+            counts[bucket] += 1
+            wide[bucket >> _WIDE_BITS] += 1
 
     def receive(self, events: Sequence[Event], now: int) -> None:
         """Take events of any kind.
@@ -228,20 +221,22 @@ class Trace:
             events: in order.
             now: when they arrived.
         """
+        self.fold()
         now = self._not_before(now)
         for event in events:
-            tokens = _tokens_of(event)
+            count = _TOKEN_COUNTS.get(type(event))
+            tokens = None if count is None else count(event)
             if tokens is not None:
                 self._take(tokens, now, reasoning=type(event) is ReasoningDelta)
-            elif isinstance(event, UsageReport):
+            elif type(event) is UsageReport:
                 self.reported_tokens = event.output_tokens
                 self._usage_ns = now
             elif type(event) in _TERMINALS:
-                self.end_ns = self.end_ns or now
+                self.end_ns = now if self.end_ns is None else self.end_ns
             elif not self.end:
                 self._other_chunks += 1
                 self._choice_ns = now
-                self.first_chunk_ns = self.first_chunk_ns or now
+                self.first_chunk_ns = now if self.first_chunk_ns is None else self.first_chunk_ns
 
     def close(self, end: str, now: int) -> None:
         """The stream has ended, however it did: add it up. Idempotent; events after it are not counted.
@@ -252,8 +247,9 @@ class Trace:
         """
         if self.end:
             return
+        self.fold()
         self.end = end
-        self._hot_steady = False
+        self.noted = None
         if self.end_ns is None:
             self.end_ns = self._not_before(now)
         self.ledger.settle(self)
@@ -267,12 +263,12 @@ class Trace:
 
     def _not_before(self, now: int) -> int:
         """Let a clock that has stepped back stand still."""
-        return max(now, self._hot_last_ns, self._choice_ns, self._usage_ns or 0)
+        return max(now, self._last_ns, self._choice_ns, self._usage_ns or 0)
 
     def _take(self, tokens: int, now: int, *, reasoning: bool = False) -> None:
         if self.end:
             return
-        last, self._hot_last_ns = self._hot_last_ns, now
+        last, self._last_ns = self._last_ns, now
         if self.first_ns is None:
             self._take_first(tokens, now)
         else:
@@ -287,7 +283,8 @@ class Trace:
         elif self.first_answer_ns is None:
             self.first_answer_ns = now
         self._reasoning_last = reasoning
-        self._hot_steady = not reasoning and not self._carry_ns and self.second_ns is not None
+        steady = not reasoning and not self._carry_ns and self.second_ns is not None
+        self.noted = self._times if steady else None
 
     def _take_first(self, tokens: int, now: int) -> None:
         self.first_ns = now
@@ -301,12 +298,12 @@ class Trace:
     def _take_gap(self, gap: int, tokens: int) -> None:
         if tokens == 1 and not self._carry_ns:
             # A plain gap after all: go the shortest way, from before it.
-            self._hot_last_ns -= gap
-            self._hot_steady = True
-            self.receive_token(self._hot_last_ns + gap)
+            self._last_ns -= gap
+            self.noted = self._times
+            self.receive_token(self._last_ns + gap)
             return
-        self._hot_longest_ns = max(self._hot_longest_ns, gap)
-        bucket = bucket_of(counted(gap), _BITS)
+        self._longest_ns = max(self._longest_ns, gap)
+        bucket = bucket_of(counted(gap), GAP_BITS)
         self._odd_events += 1
         self._odd_tokens += tokens
         self._odd_ns += gap
@@ -326,26 +323,36 @@ class Trace:
 
     def _widen(self) -> None:
         """Go on counting in the ledger, and here in wider buckets."""
-        gaps, total = self.pending()
+        gaps, total = self._gaps, self.span_ns - self._odd_ns - self._folded_ns
         plain = self.ledger.plain_gaps
         plain.record_buckets({**gaps, _LAST_BUCKET: 0}, total)  # from now on every bucket has its place there
         self._folded_ns = total
-        self._hot_gaps = {}
+        self._gaps = {}
         for bucket, count in gaps.items():
-            _count(self._hot_gaps, bucket >> _WIDE_BITS, count)
-        self._hot_counts = plain.counts
+            _count_at(self._wide_gaps, bucket >> _WIDE_BITS, count)
+        self._ledger_counts = plain.counts
 
     def pending(self) -> tuple[dict[int, int], int]:
-        """Give what the ledger has not of the plain gaps, while the trace is open: how many by bucket, and their sum."""
-        gaps = self._hot_gaps if self._hot_counts is None else {}
-        return gaps, self.span_ns - self._odd_ns - self._folded_ns
+        """Give what the ledger has not of the plain gaps, while the trace is open: how many by bucket, and their sum.
+
+        It changes nothing, and may be called on another thread.
+        """
+        last, times, gaps = self._last_ns, self._times.copy(), self._gaps.copy()
+        total = 0 if self.first_ns is None else last - self.first_ns - self._odd_ns - self._folded_ns
+        if times:
+            run = Run(last, times)
+            total += run.end_ns - last
+            for bucket in run.buckets:
+                _count(gaps, bucket, 1)
+        return gaps, total
 
     # -- what was seen -----------------------------------------------------------------------------------------------
 
     @property
     def last_ns(self) -> int | None:
         """When the last token event came, or None."""
-        return None if self.first_ns is None else self._hot_last_ns
+        self.fold()
+        return None if self.first_ns is None else self._last_ns
 
     @property
     def last_answer_ns(self) -> int | None:
@@ -357,7 +364,8 @@ class Trace:
         """When the last event came that belongs to a choice: a token event, a role chunk, an end; or None."""
         if self.first_ns is None:
             return self._choice_ns if self._other_chunks else None
-        return max(self._hot_last_ns, self._choice_ns)
+        self.fold()
+        return max(self._last_ns, self._choice_ns)
 
     @property
     def last_event_ns(self) -> int | None:
@@ -368,12 +376,14 @@ class Trace:
     @property
     def longest_ns(self) -> int:
         """The longest gap between token events: the longest stall."""
-        return self._hot_longest_ns
+        self.fold()
+        return self._longest_ns
 
     @property
     def span_ns(self) -> int:
         """From the first to the last token event: the sum of all gaps."""
-        return 0 if self.first_ns is None else self._hot_last_ns - self.first_ns
+        self.fold()
+        return 0 if self.first_ns is None else self._last_ns - self.first_ns
 
     @property
     def events(self) -> int:
@@ -403,7 +413,7 @@ class Trace:
     def _plain(self) -> int:
         if self.second_ns is None:
             return 0
-        return sum(self._hot_gaps.copy().values())
+        return sum(chain(self._gaps.copy().values(), self._wide_gaps)) + len(self._times)
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
@@ -443,7 +453,7 @@ class Trace:
     @property
     def itl_sd_ns(self) -> float | None:
         """The standard deviation of the gaps between token events, of these and not of a population they stand for."""
-        return _deviation(self.events - 1, self.span_ns, self._hot_squares + self._odd_squares)
+        return _deviation(self.events - 1, self.span_ns, self._plain_squares + self._odd_squares)
 
     @property
     def token_itl_ns(self) -> float | None:
@@ -455,7 +465,7 @@ class Trace:
     def token_itl_sd_ns(self) -> float | None:
         """The standard deviation of the gaps, shared among tokens."""
         gaps = self.counted_tokens - self.first_tokens
-        return _deviation(gaps, self.span_ns - self._carry_ns, self._hot_squares + self._shared_squares)
+        return _deviation(gaps, self.span_ns - self._carry_ns, self._plain_squares + self._shared_squares)
 
     @property
     def tokens_per_event(self) -> float | None:
@@ -473,12 +483,11 @@ class Trace:
 
         It is within 1 %, and within 4 % once they lie in more than 32 buckets, or where events had not one token each.
         """
-        narrow = self._hot_counts is None
-        counts = self._hot_gaps.copy() if narrow else {}
-        for gaps in ({} if narrow else self._hot_gaps, self._odd_gaps):
-            for wide, count in gaps.items():
-                _count(counts, (wide << _WIDE_BITS) + (1 << _WIDE_BITS >> 1), count)
-        return percentile_of(sorted(counts.items()), percent, _BITS)
+        self.fold()
+        counts = self._gaps.copy()
+        for wide, count in chain(enumerate(self._wide_gaps), self._odd_gaps.items()):
+            _count(counts, (wide << _WIDE_BITS) + (1 << _WIDE_BITS >> 1), count)
+        return percentile_of(sorted(counts.items()), percent, GAP_BITS)
 
     def meets(self, targets: Targets) -> bool:
         """Whether it is a good stream: it finished, had a first token, and met each target that can be said of it.
@@ -549,12 +558,6 @@ class Accountant:
                 ledger.writes = 0
 
 
-def _tokens_of(event: Event) -> int | None:
-    """Say how many tokens an event stands for; None where it is no token event."""
-    count = _TOKEN_COUNTS.get(type(event))
-    return None if count is None else count(event)
-
-
 def _tokens_of_text(delta: TextDelta | ReasoningDelta | RefusalDelta) -> int | None:
     return delta.token_count if delta.text else None
 
@@ -573,13 +576,18 @@ _TOKEN_COUNTS: Final[Mapping[type, Callable[[Any], int | None]]] = {
     ToolCallDelta: _tokens_of_call,
     ToolCallStart: _no_tokens,
 }
-"""The classes of token events."""
+"""How many tokens an event stands for, by its class; None where it says nothing, and so is no token event."""
 
 _TERMINALS: Final[frozenset[type]] = frozenset(TERMINALS)
 
 
 def _count(counts: dict[int, int], bucket: int, times: int) -> None:
     counts[bucket] = counts.get(bucket, 0) + times
+
+
+def _count_at(counts: list[int], bucket: int, times: int = 1) -> None:
+    counts += [0] * (bucket + 1 - len(counts))
+    counts[bucket] += times
 
 
 def _span_or_none(begin: int | None, end: int | None) -> int | None:

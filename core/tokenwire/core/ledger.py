@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from .gaps import Run
 from .histogram import MAX_VALUE, Buckets, Histogram
 
 if TYPE_CHECKING:
@@ -66,19 +67,20 @@ class Ledger:
         open: traces that are not closed yet.
         ends: how many streams ended, by how they did.
         good: how many of them met the targets.
+        run: the gaps that a trace has added up last; see `tokenwire.core.gaps`.
         writes: writes whose delivery lag is not counted yet; see `Accountant.record_lag`.
         ttft: times to the first token event, of all streams.
         tpot: times per output token of the streams that have one, however they ended.
         e2e: times to the end of all streams.
         queue: times in the queue.
         lag: delivery lags, one a write: from the arrival of the oldest event in it until it was handed to the transport.
-        plain_gaps: gaps before events of one token.
+        plain_gaps: gaps before events of one token. Its sum is complete only while no trace is open: `event_gaps` has all.
         odd_gaps: all others, an event each.
         shared_gaps: the same, shared among their tokens.
         successful: the times of finished streams in the buckets that OpenTelemetry names; see `SEMCONV_BOUNDS`.
     """
 
-    __slots__ = ("_tokens", "e2e", "ends", "good", "lag", "odd_gaps", "open", "plain_gaps", "queue", "shared_gaps",
+    __slots__ = ("_tokens", "e2e", "ends", "good", "lag", "odd_gaps", "open", "plain_gaps", "queue", "run", "shared_gaps",
                  "successful", "targets", "tpot", "ttft", "writes")  # fmt: skip
 
     def __init__(self, targets: Targets | None = None) -> None:
@@ -86,6 +88,7 @@ class Ledger:
         self.open: set[Trace] = set()
         self.ends: dict[str, int] = dict.fromkeys(ENDS, 0)
         self.good = 0
+        self.run: Run | None = None
         self.writes = 0
         self._tokens = 0
         self.ttft = Histogram()
@@ -122,7 +125,7 @@ class Ledger:
         self.open.discard(trace)
         self.ends[trace.end] = self.ends.get(trace.end, 0) + 1
         self.good += trace.meets(self.targets)
-        self._tokens += trace.counted_tokens
+        self._tokens += max(trace.counted_tokens, trace.reported_tokens or 0)  # never less than while it was open
         self.plain_gaps.record_buckets(*trace.pending())
         e2e = counted(trace.e2e_ns or 0)
         tpot = trace.tpot_ns
@@ -143,7 +146,7 @@ class Ledger:
         for name, buckets in self.successful.items():
             buckets.merge(other.successful[name])
         for end, count in other.ends.items():
-            self.ends[end] += count
+            self.ends[end] = self.ends.get(end, 0) + count
         self.good += other.good
         self._tokens += other._tokens
 
