@@ -10,8 +10,8 @@ import argparse
 import asyncio
 from typing import cast
 
-from tokenwire.core.errors import LimitExceeded, RemoteProtocolError
-from tokenwire.core.http import MAX_HEAD_BYTES, HeadReceived, RequestReader, encode_head
+from tokenwire.core.errors import RemoteProtocolError
+from tokenwire.core.http import HeadReceived, HttpEvent, RequestReader, encode_head
 from tokenwire.core.websocket import (
     Accepted,
     BinaryMessage,
@@ -35,7 +35,7 @@ class Echo(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self.head = b""
+        self.reader = RequestReader(max_pipelined_bytes=MAX_MESSAGE_BYTES)
         self.connection: WebSocketConnection | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,14 +55,11 @@ class Echo(asyncio.Protocol):
 
     def take_head(self, data: bytes) -> bytes:
         """Answer the request once its head is whole; give what came behind it."""
-        head, end, rest = (self.head + data).partition(b"\r\n\r\n")
-        self.head = head
         try:
-            if len(head) > MAX_HEAD_BYTES:
-                raise LimitExceeded("max_head_bytes", MAX_HEAD_BYTES, status=431)
-            if not end:
+            events = self.reader.receive_data(data)
+            if not events:
                 return b""
-            accepted = accept(head + end)
+            accepted = accept(events[0])
         except RemoteProtocolError as error:
             more = error.headers if isinstance(error, UpgradeRefused) else ()
             refusal = dict((*more, ("content-length", "0"), ("connection", "close")))
@@ -73,7 +70,7 @@ class Echo(asyncio.Protocol):
         self.connection = WebSocketConnection(
             Role.SERVER, deflate=accepted.deflate, max_message_bytes=MAX_MESSAGE_BYTES, max_fragments=MAX_FRAGMENTS
         )
-        return rest
+        return self.reader.hand_over()
 
     def answer(self, connection: WebSocketConnection, data: bytes) -> None:
         """Send back every message that the bytes complete."""
@@ -96,9 +93,8 @@ class Echo(asyncio.Protocol):
             self.transport.close()
 
 
-def accept(head: bytes) -> Accepted:
-    """Judge the bytes of a request's head."""
-    received = RequestReader().receive_data(head)[0]
+def accept(received: HttpEvent) -> Accepted:
+    """Judge a request by its head."""
     if not isinstance(received, HeadReceived) or received.version != "1.1":
         raise UpgradeRefused("a WebSocket begins with an HTTP/1.1 request")
     return accept_upgrade(received.head, deflate=COMPRESSION)

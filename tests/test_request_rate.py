@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
+import anyio
 from tests.carriers import Carriage, HttpClient
 
 import request_rate
@@ -13,6 +15,7 @@ from tokenwire.core.dialects.plain import DIALECT
 from tokenwire.core.events import ChoiceEnd, Event, StreamEnd, StreamStart, TextDelta, UsageReport
 
 PEERS = Path(request_rate.__file__).parent / "peers"
+ONE_TOKEN = [StreamStart, TextDelta, UsageReport, ChoiceEnd, StreamEnd]
 
 
 def decoded(body: bytes) -> list[Event]:
@@ -30,8 +33,22 @@ def test_the_request_asks_for_one_token() -> None:
 
 def test_the_peer_answers_with_one_token() -> None:
     body = runpy.run_path(str(PEERS / "one_token_asgi.py"))["_EVENTS"]
-    kinds = [type(event) for event in decoded(body)]
-    assert kinds == [StreamStart, TextDelta, UsageReport, ChoiceEnd, StreamEnd]
+    assert [type(event) for event in decoded(body)] == ONE_TOKEN
+
+
+def test_the_peer_that_words_its_answer_says_the_same() -> None:
+    body = request_rate._request().partition(b"\r\n\r\n")[2]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    app = runpy.run_path(str(PEERS / "one_token_json_asgi.py"))["app"]
+    anyio.run(app, {"type": "http", "path": "/chat"}, receive, send)
+    assert [type(event) for event in decoded(b"".join(message.get("body", b"") for message in sent))] == ONE_TOKEN
 
 
 def rates(*by_cpu: float) -> list[Rate]:

@@ -127,6 +127,7 @@ def test_the_mock_by_name(world: World) -> None:
         ("--backend mock=3", "--backend mock takes no value; '3' came"),
         ("--backend llamacpp=x.gguf", "--backend llamacpp takes no value; 'x.gguf' came"),
         ("--backend nothing", "'nothing' is not of the form module:attribute"),
+        ("--backend openix=http://h/v1", "there is no backend openix=; there are openai=URL and replay=FILE"),
     ],
 )
 @pytest.mark.usefixtures("world")

@@ -175,6 +175,15 @@ def test_ids_are_many_and_plain() -> None:
     assert facts.wall_s() > 1_700_000_000
 
 
+def test_a_forked_process_makes_ids_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = WorldFacts()
+    facts.new_id()
+    made = set(facts._ids)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert made
+    assert {facts.new_id() for _ in range(10)}.isdisjoint(made)
+
+
 # Running
 
 

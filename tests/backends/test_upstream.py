@@ -66,6 +66,7 @@ def error_of(gateway: Gateway, stream: str = "s") -> StreamError:
         ("http://a.test/v1", Address("a.test", 80, False, "/v1", "a.test")),
         ("http://a.test:80", Address("a.test", 80, False, "", "a.test")),
         ("https://a.test/x/v1/", Address("a.test", 443, True, "/x/v1", "a.test")),
+        ("https://a.test/v1/chat/completions", Address("a.test", 443, True, "/v1", "a.test")),
         ("https://a.test:80/v1", Address("a.test", 80, True, "/v1", "a.test:80")),
         ("http://[::1]:8080/v1", Address("::1", 8080, False, "/v1", "[::1]:8080")),
         ("HTTP://A.test:8080/v1", Address("a.test", 8080, False, "/v1", "a.test:8080")),
@@ -87,6 +88,7 @@ def test_a_url_says_where_the_server_is(url: str, address: Address) -> None:
         "http://a.test/v1#x",
         "http://a.test:x/v1",
         "http://a.test:99999/v1",
+        "http://a.test:0/v1",
         "http://a test/v1",
         "http://ä.test/v1",
         "http://a.test/v 1",
@@ -98,9 +100,10 @@ def test_a_url_of_another_kind_is_refused(url: str) -> None:
         parse_url(url)
 
 
-def test_a_password_in_a_url_is_not_repeated() -> None:
+@pytest.mark.parametrize("scheme", ["http://", "htp://", ""])
+def test_a_password_in_a_url_is_not_repeated(scheme: str) -> None:
     with pytest.raises(ValueError, match="user") as raised:
-        parse_url("http://user:secret@a.test/v1")
+        parse_url(f"{scheme}user:secret@a.test/v1")
     assert "secret" not in str(raised.value)
 
 
@@ -287,6 +290,18 @@ def test_a_blocked_reader_holds_the_server_back_and_is_no_silence() -> None:
     assert gateway.backend.pool.idle == 1
 
 
+def test_a_server_that_nobody_listens_to_yet_is_not_late() -> None:
+    gateway = Gateway(first_token_ns=5 * SECOND)
+    job = gateway.start(request(), stands=False)
+    job.set_blocked(True)
+    gateway.link.stand()
+    gateway.advance(100 * SECOND)
+    assert gateway.sink.said == {}
+    job.set_blocked(False)
+    gateway.advance(6 * SECOND)
+    assert status_of(error_of(gateway)) == 504
+
+
 def test_a_reader_that_is_blocked_before_the_answer_stays_so_on_every_attempt() -> None:
     gateway = Gateway()
     job = gateway.start(request(), stands=False)
@@ -322,7 +337,7 @@ def test_an_error_keeps_its_status_type_code_and_wait() -> None:
     assert gateway.backend.pool.idle == 1
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 403, 407])
 @pytest.mark.parametrize("key", ["sk-own", ""])
 def test_an_error_about_our_key_is_no_matter_of_the_clients(status: int, key: str) -> None:
     gateway = Gateway(key=key)
@@ -351,6 +366,15 @@ def test_no_error_quotes_our_key() -> None:
     error = error_of(gateway)
     assert status_of(error) == 400
     assert error.message == "[the gateway's key] may not use this model"
+
+
+@pytest.mark.parametrize("member", ["code", "param", "type"])
+def test_no_word_beside_an_errors_message_quotes_our_key(member: str) -> None:
+    gateway = Gateway()
+    gateway.start(request())
+    gateway.link.say(answer(400, b'{"error":{"message":"No.","%b":"no sk-own here"}}' % member.encode(), JSON))
+    error = error_of(gateway)
+    assert getattr(error, member) == "no [the gateway's key] here"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -399,7 +423,7 @@ def test_a_reset_at_each_byte_is_an_error_or_a_truncation() -> None:
     for end in range(len(WHOLE)):
         for reset in (False, True):
             gateway = Gateway()
-            gateway.start(request())
+            gateway.start(request(stream=True))
             gateway.link.say(WHOLE[:end])
             gateway.link.fail("Connection reset by peer") if reset else gateway.link.end()
             events = gateway.events()
@@ -411,6 +435,19 @@ def test_a_reset_at_each_byte_is_an_error_or_a_truncation() -> None:
                 assert status_of(error_of(gateway)) == 502
             assert gateway.backend.pool.idle == 0
             assert len(gateway.dialer.links) == 1
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_that_is_cut_is_a_bad_gateways_where_the_client_has_nothing_of_it_yet(*, streams: bool) -> None:
+    gateway = Gateway()
+    gateway.start(request(stream=streams))
+    gateway.link.say(STREAM + chunked(HELLO))
+    gateway.link.end()
+    last = gateway.events()[-1]
+    assert isinstance(last, StreamTruncated if streams else StreamError)
+    if not streams:
+        assert (status_of(error_of(gateway)), error_of(gateway).code) == (502, "upstream_broke_off")
+    assert len(gateway.dialer.links) == 1
 
 
 def test_a_stream_that_goes_on_breaking_the_rules_has_ended_once() -> None:
@@ -572,7 +609,7 @@ def test_a_used_connection_that_dies_after_a_byte_is_not_replaced() -> None:
 
 def test_nothing_is_asked_again_once_something_was_handed_on() -> None:
     gateway = Gateway()
-    gateway.start(request())
+    gateway.start(request(stream=True))
     gateway.link.say(STREAM + chunked(HELLO))
     gateway.link.fail("Connection reset by peer")
     assert isinstance(gateway.events()[-1], StreamTruncated)
@@ -620,6 +657,16 @@ def test_the_end_of_the_message_may_come_a_little_later() -> None:
         assert gateway.link.closed
         assert gateway.backend.pool.idle == 0
     assert len(gateway.clock) == 0
+
+
+def test_a_message_that_goes_on_behind_the_streams_end_is_not_waited_for_longer() -> None:
+    gateway = Gateway(linger_ns=2 * SECOND)
+    gateway.start(request())
+    gateway.link.say(WHOLE[:-5])
+    for _ in range(10):
+        gateway.link.say(chunked(b": still here\n\n"))
+        gateway.advance(SECOND // 2)
+    assert gateway.link.dropped
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,7 @@ def test_an_endless_whole_answer_is_given_up() -> None:
         ([b"retry-after: soon"], None),
         ([b"retry-after: "], None),
         ([b"retry-after: 9999999999999"], None),
+        ([b"retry-after: Fri, 31 Dec 9999 23:59:59 GMT"], 999_999_999 * SECOND),
         ([b"retry-after: Wed, 99 Oct 2015 07:28:05 GMT"], None),
     ],
 )

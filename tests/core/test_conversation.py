@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from tokenwire.core.service import ServiceOptions
 from tokenwire.core.stream import Item
 
 OVERLOADED = StreamError(ErrorKind.OVERLOADED, "The engine is full.", "engine_full", retryable=True)
+MS = 1_000_000
 STALL = DeliveryOptions(stall_ns=20 * SECOND, budget_bytes=4000)
 
 
@@ -86,6 +88,12 @@ class Talk:
     def check_nothing_is_left(self) -> None:
         admission = self.house.service.admission
         assert (self.house.dispatcher.streams, admission.running, admission.waiting) == (0, 0, 0)
+        assert self.house.service.accountant.streams_active == 0
+        ended = [record.end for record in self.house.records if record.stream_id is not None]
+        counted: Counter[str] = Counter()
+        for ledger in self.house.service.accountant.ledgers.values():
+            counted.update(ledger.ends)
+        assert +counted == Counter(ended)
         assert self.house.reports == []
 
 
@@ -119,6 +127,30 @@ def test_tokens_as_text(talk: Talk) -> None:
     assert talk.texts[3:] == ["x", DONE]
     assert talk.socket.is_open()
     talk.check_nothing_is_left()
+
+
+def test_answers_are_counted(objects: Talk) -> None:
+    house = objects.house
+    for end in ("finished", "failed", "cancelled"):
+        objects.ask()
+        (trace,) = house.service.accountant.ledger("tiny-1", "plain").open
+        house.advance(200 * MS)
+        objects.say("Two ")
+        assert (trace.ttft_ns, trace.ttfb_ns) == (200 * MS, 200 * MS)
+        house.advance(20 * MS)
+        objects.say("owls")
+        if end == "cancelled":
+            objects.socket.say('{"cancel":true}')
+        else:
+            objects.say(StreamEnd() if end == "finished" else OVERLOADED)
+    ledger = house.service.accountant.ledger("tiny-1", "plain")
+    assert {end: count for end, count in ledger.ends.items() if count} == {"finished": 1, "failed": 1, "cancelled": 1}
+    assert (ledger.tokens, ledger.good, ledger.queue.count) == (6, 1, 3)
+    assert (ledger.ttft.count, ledger.ttft.total) == (3, 600 * MS)
+    assert (ledger.event_gaps().count, ledger.event_gaps().total) == (3, 60 * MS)
+    assert ledger.tpot.total == 60 * MS
+    assert [record.tpot_ns for record in house.records[1:]] == [20 * MS] * 3
+    objects.check_nothing_is_left()
 
 
 def test_tokens_as_objects(objects: Talk) -> None:
@@ -382,6 +414,13 @@ def test_a_failure_as_text(talk: Talk, before: tuple[str, ...]) -> None:
     assert talk.closed == (1011, "overloaded_error: The engine is full.")
     assert talk.ends == ["failed"]
     assert len(talk.prompts) == 1
+    talk.check_nothing_is_left()
+
+
+def test_a_failure_whose_words_are_no_text(talk: Talk) -> None:
+    talk.ask()
+    talk.say("a", StreamError(ErrorKind.SERVER, "no \ud800"))
+    assert talk.closed == (1011, "server_error: no \ufffd")
     talk.check_nothing_is_left()
 
 

@@ -172,6 +172,11 @@ def test_a_bad_body_is_refused_with_the_path(body: str | bytes, param: str | Non
     assert error.code in {"invalid_value", "invalid_json", "missing_required_parameter"}
 
 
+def test_of_a_member_that_is_repeated_the_last_counts() -> None:
+    assert read('{"heat":"warm","note":1,"heat":0.5,"other":2}') == (read('{"heat":0.5,"note":1,"other":2}'))
+    assert refusal('{"heat":0.5,"heat":"warm"}').param == "heat"
+
+
 def test_a_lone_surrogate_is_not_blamed_for_another_fault() -> None:
     assert "lone surrogate" not in refusal('{"note":"\\ud83d\\ude00",}').message
 

@@ -154,6 +154,27 @@ def test_the_field_of_the_token_limit_can_be_chosen() -> None:
     assert (chosen["max_completion_tokens"], "max_tokens" in chosen) == (5, False)
 
 
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ("", "max_tokens"),
+        ("gpt-4o", "max_tokens"),
+        ("gpt-4.1-mini", "max_tokens"),
+        ("gpt-oss-20b", "max_tokens"),
+        ("olmo-2", "max_tokens"),
+        ("qwen-o1x", "max_tokens"),
+        ("o1", "max_completion_tokens"),
+        ("o3-mini-2025-01-31", "max_completion_tokens"),
+        ("gpt-5", "max_completion_tokens"),
+        ("gpt-5.1", "max_completion_tokens"),
+        ("openai/gpt-5-mini", "max_completion_tokens"),
+    ],
+)
+def test_the_field_of_the_token_limit_suits_the_model(model: str, field: str) -> None:
+    asked = body_of(msgspec.structs.replace(ASKED, model=model, max_tokens=5))
+    assert {name: asked[name] for name in ("max_tokens", "max_completion_tokens") if name in asked} == {field: 5}
+
+
 def test_a_surrogate_in_a_request_is_repaired() -> None:
     request = msgspec.structs.replace(ASKED, messages=(Message("user", (TextPart("a\ud800"),)),))
     assert body_of(request)["messages"][0]["content"] == "a\ufffd"

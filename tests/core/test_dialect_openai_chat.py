@@ -587,6 +587,38 @@ def test_an_answer_that_is_no_stream_is_kept_up_to_a_limit() -> None:
     assert decode(long) == [StreamTruncated("no event came", len(long))]
 
 
+@pytest.mark.parametrize(
+    "number", ["-5", "1e30", '"999999999999999999"', "18446744073709551615", "9" * 400, "Infinity"]
+)
+def test_no_number_of_a_server_is_too_much_for_our_encoders(number: str) -> None:
+    usage = f'{{"prompt_tokens":{number},"completion_tokens":{number}}}'
+    wire = f'data: {{"created":{number},"choices":[{{"index":0,"delta":{{"content":"a"}}}}],"usage":{usage}}}\n\n'
+    decoder = DIALECT.decoder()
+    start, text, report, *rest = [*decoder.receive_data(wire.encode() + b"data: [DONE]\n\n"), *decoder.receive_eof()]
+    assert isinstance(start, StreamStart)
+    assert text == TextDelta("a")
+    assert isinstance(report, UsageReport)
+    assert 0 <= start.created < 2**53
+    assert 0 <= report.input_tokens == report.output_tokens < 2**53
+    assert rest == [ChoiceEnd(0, FinishReason.OTHER), StreamEnd()]
+
+
+def test_what_python_and_javascript_write_for_json_is_read() -> None:
+    halves = [b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"},"logprobs":', b"}]}\n\n"]
+    logprobs = b'{"content":[{"token":"x","logprob":-Infinity,"top_logprobs":[{"token":"y","logprob":NaN}]}]}'
+    other = b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    decoder = DIALECT.decoder()
+    collector = Collector()
+    for event in decoder.receive_data(logprobs.join(halves) + other):
+        collector.receive(event)
+    result = collector.result()
+    assert result.terminal == StreamEnd()
+    choice = json.loads(DIALECT.encode_result(result, PLAIN_REQUEST))["choices"][0]
+    assert choice["message"]["content"] == "\U0001f600"
+    assert choice["logprobs"]["content"][0]["logprob"] == MIN_LOGPROB
+    assert choice["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] == MIN_LOGPROB
+
+
 def test_usage_never_falls() -> None:
     counts = [(5, 2), (5, 1), (0, 0), (6, 2)]
     wire = SAID + b"".join(chunk({}, usage={"prompt_tokens": a, "completion_tokens": b}) for a, b in counts)

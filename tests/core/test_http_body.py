@@ -10,14 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.strategies import splits
 
-from tokenwire.core._body import (
+from tokenwire.core._body import BodyReader, LengthBody
+from tokenwire.core._chunked import (
     FORBIDDEN_TRAILERS,
     MAX_CHUNK_LINE_BYTES,
     MAX_EXTENSION_BYTES,
     MAX_TRAILER_BYTES,
-    BodyReader,
     ChunkedBody,
-    LengthBody,
 )
 from tokenwire.core.errors import LimitExceeded, RemoteProtocolError
 

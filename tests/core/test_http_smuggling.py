@@ -11,7 +11,7 @@ import json
 import pytest
 from tests.carriers import Carriage, HttpClient
 
-from tokenwire.core._body import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES
+from tokenwire.core._chunked import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES
 from tokenwire.core._head import MAX_FIELDS
 from tokenwire.core.connection import Phase
 from tokenwire.core.errors import RemoteProtocolError

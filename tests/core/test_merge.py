@@ -25,7 +25,7 @@ from tokenwire.core.events import (
     ToolCallStart,
     UsageReport,
 )
-from tokenwire.core.merge import MergeBuffer, merge_run
+from tokenwire.core.merge import MergeBuffer, may_merge, merge_run
 
 START = StreamStart("s", "m", 0)
 STREAMS = legal_streams(choices=2, calls=3, provider_data=True, failures=True)
@@ -54,6 +54,18 @@ def cut(draw: st.DrawFn, streams: st.SearchStrategy[list[Event]]) -> tuple[list[
     events = draw(streams)
     cuts = sorted(draw(st.sets(st.integers(0, len(events)), max_size=6)) | {0, len(events)})
     return events, [events[begin:end] for begin, end in pairwise(cuts)]
+
+
+@given(cut(STREAMS), st.booleans())
+def test_what_may_not_merge_does_not(drawn: tuple[list[Event], list[list[Event]]], ordered: bool) -> None:
+    for run in drawn[1]:
+        assert may_merge(run) or merge_run(run, ordered=ordered) == run
+
+
+def test_a_short_answer_may_not_merge_and_two_tokens_may() -> None:
+    answer = (START, TextDelta("a"), UsageReport(1, 1), ChoiceEnd(), StreamEnd())
+    assert not may_merge(answer)
+    assert may_merge((TextDelta("a"), TextDelta("b")))
 
 
 @given(cut(STREAMS), st.booleans())

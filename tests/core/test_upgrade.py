@@ -9,6 +9,7 @@ from tests.carriers import HOST, SECOND, Answer, Asked, Carriage, House, HttpCli
 from tests.conversing import OBJECTS, ByteSocket, Wire
 
 from tokenwire.core.guard import Guard
+from tokenwire.core.http import MAX_PIPELINED_BYTES
 from tokenwire.core.service import ServiceOptions
 
 KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -222,6 +223,23 @@ def test_a_handshake_in_other_letters(upgrade: str, connection: str) -> None:
     assert head.startswith("HTTP/1.1 101 Switching Protocols\r\n")
     assert "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in head
     assert head.endswith("\r\n\r\n")
+
+
+def test_an_upgrade_that_is_named_in_a_second_line() -> None:
+    """RFC 9110, 5.3: lines of one name are one list."""
+    client = HttpClient(Carriage("http").house())
+    fields = {"Upgrade": "h2c", "host": HOST, **HANDSHAKE}
+    lines = ["GET /ws/chat HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    client.peer.receive("\r\n".join([*lines, "", ""]).encode())
+    assert b"HTTP/1.1 101 " in bytes(client.peer.received)
+
+
+def test_a_client_that_talks_on_before_it_is_answered() -> None:
+    """What is too much to hold is not dropped from the middle of the client's frames: the handshake is refused."""
+    house = Carriage("http").house()
+    socket = ByteSocket(house, first=bytes(MAX_PIPELINED_BYTES + 1))
+    check_error(socket.rejected, 400, "bad_upgrade")
+    check_record(house, 400)
 
 
 def test_an_upgrade_to_websocket_elsewhere_is_an_ordinary_request() -> None:

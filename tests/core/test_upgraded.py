@@ -512,7 +512,7 @@ messages = st.sampled_from(
     ]
 )
 items = st.lists(
-    st.sampled_from(["a", DONE, "é", "x" * 50, "", "\ud83d", StreamEnd(), StreamError(ErrorKind.SERVER, "no")])
+    st.sampled_from(["a", DONE, "é", "x" * 50, "", "\ud83d", StreamEnd(), StreamError(ErrorKind.SERVER, "no \ud83d")])
 )
 faults = st.sampled_from([data for data, _ in WRONG.values()])
 

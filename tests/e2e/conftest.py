@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import HERE, Server
+from tests.e2e.harness import ENVIRONMENT, HERE, Server
 
 LOOPS = ("asyncio", "uvloop", "trio")
+_LLAMACPP = HERE.parents[1] / ".venv-e2e-llamacpp" / "bin" / "python"
 _QUICK_MOCK = ("--backend", "mock", "--mock-ttft", "5ms", "--mock-itl", "0")
 
 Serve = Callable[..., Server]
@@ -63,6 +65,26 @@ def loop(request: pytest.FixtureRequest) -> str:
 def mock(shared: Serve, loop: str) -> Server:
     """The mock backend on each of the loops."""
     return shared("mock", loop=loop)
+
+
+@pytest.fixture(scope="module")
+def llamacpp() -> Iterator[str]:
+    """Somebody else's server, the one inside xllamacpp, with a real model; its address.
+
+    It is killed in the end: how it would end by itself is no matter of ours.
+    """
+    command = [str(_LLAMACPP), str(HERE / "clients" / "llamacpp_server.py")]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().decode().strip()
+            assert address.startswith("http://"), "it did not start"
+            yield address
+            assert process.poll() is None, f"it ended by itself with {process.returncode}"
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import anyio
 import pytest
 from tests.e2e.conftest import Serve
-from tests.e2e.harness import ENVIRONMENT, HERE, Relay, Server, curl, run_program, text_of, until
+from tests.e2e.harness import HERE, Relay, Server, curl, run_program, text_of, until
 
 from tokenwire.adapters.client import connect, connect_sync
 from tokenwire.core.events import (
@@ -23,7 +22,6 @@ from tokenwire.core.events import (
     UsageReport,
 )
 
-_LLAMACPP: Final = HERE.parents[1] / ".venv-e2e-llamacpp" / "bin" / "python"
 _PROMPT: Final = "Tell me about owls."
 _LOOPS: Final[Mapping[str, tuple[str, Mapping[str, bool]]]] = {
     "asyncio": ("asyncio", {}),
@@ -133,20 +131,6 @@ def test_the_example(mock: Server, said: str) -> None:
 # ------------------------------------------------------------------------------------------------ somebody else's server
 
 
-@pytest.fixture(scope="module")
-def llamacpp() -> Iterator[str]:
-    """The HTTP server inside xllamacpp, with a real model; its address."""
-    command = [str(_LLAMACPP), str(HERE / "clients" / "llamacpp_server.py")]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().decode().strip()
-        assert address.startswith("http://"), "it did not start"
-        yield address
-        process.communicate(timeout=60)
-
-
 @pytest.mark.anyio
 async def test_a_real_server(llamacpp: str) -> None:
     async with connect(llamacpp, "What is the capital of France?", model="any", max_tokens=6) as stream:
@@ -167,6 +151,6 @@ def test_a_real_server_in_sync(llamacpp: str) -> None:
 def test_a_real_servers_refusal(llamacpp: str) -> None:
     with connect_sync(llamacpp, b'{"stream":true}') as stream:
         (error,) = stream
-    assert isinstance(error, StreamError)
-    assert error.status in {400, 500}
+    assert isinstance(error, StreamError), error
+    assert error.status in {400, 500}, error
     assert "messages" in error.message

@@ -319,6 +319,26 @@ def test_what_is_busy_for_a_moment_is_asked_again(gateway: Gateway) -> None:
         assert len(server.asked) == 3
 
 
+def test_somebody_elses_server(llamacpp: str, gateway: Gateway) -> None:
+    through = gateway(llamacpp)
+    (model,) = until(lambda: listed(through), "the server's models")
+    patient = ("--max-time", "240")
+    asked = {**_ASK, "model": model, "max_tokens": 6}
+    status, whole = ask(through.url, asked, *patient)
+    assert status == 200
+    assert content(whole)
+    assert 0 < json.loads(whole)["usage"]["completion_tokens"] <= 6
+    status, stream = ask(through.url, {**asked, "stream": True}, *patient)
+    assert status == 200
+    assert streamed(stream)
+    too_long = {**asked, "messages": [{"role": "user", "content": "owl " * 2000}]}
+    status, refusal = ask(through.url, too_long, *patient)
+    direct, meant = ask(llamacpp, too_long, *patient)
+    assert status == direct == 400
+    error, original = error_in(refusal), error_in(meant)
+    assert (error["message"], error["type"]) == (original["message"], original["type"])
+
+
 def test_a_url_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="write http://host:port/v1"):
         Server(tmp_path, "--backend", "openai=localhost:8000")

@@ -112,8 +112,10 @@ def choose(options: argparse.Namespace) -> Choice:
         return _default(options)
     if "model" in options and name != "llamacpp":
         raise LoadError(f"--model is a file for --backend llamacpp, not for {name}")
-    kind, _, value = name.partition("=")
+    kind, equals, value = name.partition("=")
     make = _BY_NAME.get(kind)
+    if make is None and equals:
+        raise LoadError(f"there is no backend {kind}=; there are openai=URL and replay=FILE")
     return Choice(load(name) if make is None else make(options, value), f"{name} (as --backend says)")
 
 

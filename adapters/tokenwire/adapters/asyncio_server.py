@@ -84,7 +84,10 @@ class AsyncioReadiness:
 
 
 def readiness(tasks: TaskGroup) -> AsyncioReadiness:
-    """Make the running loop's readiness, its tasks ending with the server's group."""
+    """Make the running loop's readiness, its tasks ending with the server's group.
+
+    The group does not end by itself: cancel it once the server has ended.
+    """
     loop = AsyncioReadiness()
     tasks.start_soon(loop.own_tasks)
     return loop

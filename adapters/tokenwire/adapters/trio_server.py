@@ -105,5 +105,8 @@ class TrioReadiness(SelectorWatch):
 
 
 def readiness(tasks: TaskGroup) -> TrioReadiness:
-    """Make the running loop's readiness, its tasks in the server's group."""
+    """Make the running loop's readiness, its tasks in the server's group.
+
+    The group does not end by itself: cancel it once the server has ended.
+    """
     return TrioReadiness(tasks.start_soon)

@@ -57,6 +57,7 @@ _Run = Sequence[Event]
 """What one stream says in one step."""
 
 _END: Final = StreamEnd()
+_CUT_OFF: Final[_Run] = (ChoiceEnd(0, FinishReason.LENGTH),)
 
 
 class _Runs(Protocol):
@@ -250,11 +251,11 @@ def _answer(request: GenerationRequest, seed: int) -> _Answer:
         return _Answer(((),), 0, 1, (tool,))
     choices = [_answer_choice(request, tool, _Lots(request, seed, choice)) for choice in range(request.n)]
     lengths = [choice.end - choice.begin for choice in choices]
-    usage = UsageReport(sum(len(message.text.split()) for message in request.messages), sum(lengths))
+    usage = UsageReport(sum([len(message.text.split()) for message in request.messages]), sum(lengths))
     if len(choices) == 1:
         (only,) = choices
         if lengths[0]:
-            return only._replace(ending=(usage, *only.ending, _END))
+            return _Answer(only.runs, only.begin, only.end, (usage, *only.ending, _END))
         return _Answer(((),), 0, 1, (usage, *only.ending, _END))
     return _Answer(_Woven(choices), 0, max(1, *lengths), (usage, _END))
 
@@ -296,7 +297,7 @@ def _answer_choice(request: GenerationRequest, tool: Tool | None, lots: _Lots) -
     limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if natural.end - natural.begin <= limit:
         return natural
-    return natural._replace(end=natural.begin + limit, ending=(ChoiceEnd(0, FinishReason.LENGTH),))
+    return _Answer(natural.runs, natural.begin, natural.begin + limit, _CUT_OFF)
 
 
 def _speak(request: GenerationRequest, lots: _Lots) -> _Answer:

@@ -9,11 +9,11 @@ What a server's failure becomes:
 | the server | the client sees |
 |---|---|
 | answers 4xx or 5xx | the same status, message, type, code, param, and how long to wait |
-| answers 401 or 403, which is about the gateway's key | 502 in our words; nothing of the server's, which may quote the key |
+| answers 401, 403 or 407, which is about the gateway's key | 502 in our words; none of the server's, which may quote it |
 | answers a redirect | 502: following it would take the key along |
 | cannot be reached, breaks off before anything came, answers nonsense | 502 |
 | is silent for too long | 504 |
-| breaks off in the middle | the stream's error, or a truncated stream, in the client's dialect |
+| breaks off in the middle | the stream's error, or a truncated stream, in the client's dialect; 502 where it is no stream |
 
 Asked again, a bounded number of times, with growing pauses, and only before anything of the answer was handed on: what
 could not be connected; what died on a connection that was used before, without a byte of an answer, for a server may
@@ -59,6 +59,7 @@ _LOOK_NS: Final = _SECOND
 _TERMINAL_TYPES: Final = frozenset(TERMINALS)
 _UNSAID_TYPES: Final = frozenset({StreamStart, StreamError, StreamTruncated})
 _TRY_AGAIN: Final = frozenset({502, 503})
+_ABOUT_OUR_KEY: Final = frozenset({401, 403, 407})
 _MALFORMED: Final = frozenset({"malformed_answer", "malformed_stream"})
 """The decoders' codes for what is not of their dialect: to a client of ours the server's nonsense is a bad gateway."""
 _PORTS: Final = {"http": 80, "https": 443}
@@ -109,22 +110,23 @@ class Address(NamedTuple):
 
 
 def parse_url(url: str) -> Address:
-    """Read a server's URL, as SDKs take it for their base URL.
+    """Read a server's URL: its base, as SDKs take it, or the endpoint itself.
 
     Raises:
         ValueError: it is no http or https URL; it holds a user, a query or a fragment, which would be lost or leak; or
             the host or the path is not ASCII.
     """
     parts = urlsplit(url)
-    if parts.scheme not in _PORTS or not parts.hostname:
-        raise ValueError(f"{url!r} is no URL of a server; write http://host:port/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in (parts.netloc or url) or parts.query or parts.fragment:
         raise ValueError("the server's URL must not hold a user, a query or a fragment")
+    if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{url!r} is no URL of a server; write http://host:port/v1")
     usual = _PORTS[parts.scheme]
     port = usual if parts.port is None else parts.port
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     authority = host if port == usual else f"{host}:{port}"
-    address = Address(parts.hostname, port, parts.scheme == "https", parts.path.rstrip("/"), authority)
+    path = parts.path.rstrip("/").removesuffix(_CHAT_PATH)
+    address = Address(parts.hostname, port, parts.scheme == "https", path, authority)
     encode_request("GET", address.path + _MODELS_PATH, host=authority)  # refuses what cannot be written
     return address
 
@@ -220,10 +222,10 @@ class UpstreamBackend:
         try:
             body = self.dialect.encode_request(replace(request, stream=True, include_usage=True))
         except RequestRefused as refused:
-            job = _Job(self, stream, b"")
+            job = _Job(self, stream, b"", streams=request.stream)
             self.runtime.wake_soon(partial(job.fail, refused.error))
             return job
-        job = _Job(self, stream, body)
+        job = _Job(self, stream, body, streams=request.stream)
         job.ask()
         return job
 
@@ -299,12 +301,24 @@ class UpstreamBackend:
 class _Job:
     """One stream's request, through all its attempts."""
 
-    __slots__ = ("_attempt", "_backend", "_blocked", "_body", "_held", "_over", "_said", "_stream", "_tries")
+    __slots__ = (
+        "_attempt",
+        "_backend",
+        "_blocked",
+        "_body",
+        "_held",
+        "_over",
+        "_said",
+        "_stream",
+        "_streams",
+        "_tries",
+    )
 
-    def __init__(self, backend: UpstreamBackend, stream: StreamHandle, body: bytes) -> None:
+    def __init__(self, backend: UpstreamBackend, stream: StreamHandle, body: bytes, *, streams: bool) -> None:
         self._backend = backend
         self._stream = stream
         self._body = body
+        self._streams = streams  # whether the client takes events as they come, so that it has some of them already
         self._attempt: _Attempt | None = None
         self._tries = 0
         self._blocked = False
@@ -401,17 +415,25 @@ class _Job:
             message = f"The model server cannot be reached: {attempt.unreachable}."
             return StreamError(ErrorKind.UNAVAILABLE, message, "upstream_unreachable", status=502, retryable=True)
         if isinstance(failure, StreamTruncated):
-            if self._said:
+            if self._said and self._streams:
                 return failure
             message = f"The model server broke off: {failure.reason}."
             return StreamError(ErrorKind.UNAVAILABLE, message, "upstream_broke_off", status=502, retryable=True)
-        if failure.kind in (ErrorKind.AUTHENTICATION, ErrorKind.PERMISSION) or failure.status in (401, 403):
+        if failure.kind in (ErrorKind.AUTHENTICATION, ErrorKind.PERMISSION) or failure.status in _ABOUT_OUR_KEY:
             return _about_our_key(has_key=bool(self._backend.key))
-        if self._backend.key and self._backend.key in failure.message:
-            failure = replace(failure, message=failure.message.replace(self._backend.key, "[the gateway's key]"))
+        failure = _without_key(failure, self._backend.key)
         if failure.code in _MALFORMED or not 400 <= (failure.status or 502) <= 599:
             return replace(failure, status=502)
         return failure
+
+
+def _without_key(failure: StreamError, key: str) -> StreamError:
+    """Strike the gateway's key out of whatever the server said."""
+    if not key:
+        return failure
+    said = {name: getattr(failure, name) for name in ("message", "code", "param", "type")}
+    quoted = {name: text.replace(key, "[the gateway's key]") for name, text in said.items() if text and key in text}
+    return replace(failure, **quoted) if quoted else failure
 
 
 def _about_our_key(*, has_key: bool) -> StreamError:
@@ -432,6 +454,7 @@ class _Attempt:
         "_backend",
         "_client",
         "_connection",
+        "_held",
         "_job",
         "_patience_ns",
         "_released",
@@ -447,6 +470,7 @@ class _Attempt:
         self._backend = backend
         self._job = job
         self._sent = False
+        self._held = False
         self._released = False
         self._patience_ns = backend.options.first_token_ns
         self.deadline: int | None = None
@@ -481,6 +505,7 @@ class _Attempt:
 
     def hold(self, blocked: bool, now: int) -> None:
         """Take no more bytes, or go on. While nothing is taken the server cannot be late."""
+        self._held = blocked
         self._connection.set_reading(not blocked)
         if self._sent:
             self.deadline = None if blocked else now + self._patience_ns
@@ -503,18 +528,20 @@ class _Attempt:
     def connected(self, now: int) -> None:
         """The connection stands: ask; see `Peer`."""
         self._sent = True
-        self.deadline = now + self._patience_ns
+        self.deadline = None if self._held else now + self._patience_ns
         self._backend.watch(self)
         self._connection.write(self._client.data_to_send())
 
     def receive_data(self, data: bytes, now: int) -> None:
         """Bytes came; see `Peer`."""
+        lingers = self._client.terminal is not None
         events = self._client.receive_data(data)
         if events and type(events[-1]) is not StreamStart:
             self._patience_ns = self._backend.options.gap_ns
-        self.deadline = now + self._patience_ns
+        if not lingers:
+            self.deadline = now + self._patience_ns
         if self._client.terminal is not None:
-            self._settle(now)
+            self._settle(now, lingers=lingers)
         if events:
             self._job.take(events, now)
 
@@ -534,14 +561,15 @@ class _Attempt:
             self.unreachable = reason
         self.receive_eof(now)
 
-    def _settle(self, now: int) -> None:
+    def _settle(self, now: int, *, lingers: bool) -> None:
         """The stream has ended: keep the connection for others where its answer is whole, or will be in a moment."""
         if self._client.reusable:
             self._backend.unwatch(self)
             self._released = True
             self._connection.release(now)
         elif self._client.may_become_reusable:
-            self._connection.set_reading(True)
-            self.deadline = now + self._backend.options.linger_ns
+            if not lingers:
+                self._connection.set_reading(True)
+                self.deadline = now + self._backend.options.linger_ns
         else:
             self.close()

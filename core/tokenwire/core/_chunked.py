@@ -1,24 +1,32 @@
-"""The chunked transfer coding (RFC 9112, 7.1), read: bounded, strict, and at no call of ours for each chunk."""
+"""The chunked transfer coding (RFC 9112, 7.1), read: bounded, strict, and at no call of ours for each usual chunk."""
 
 from __future__ import annotations
 
 import re
-from enum import Enum
 from typing import Final
 
 from .errors import LimitExceeded, RemoteProtocolError
 
-__all__ = ["MAX_CHUNK_LINE_BYTES", "MAX_TRAILER_BYTES", "ChunkedBody"]
+__all__ = ["FORBIDDEN_TRAILERS", "MAX_CHUNK_LINE_BYTES", "MAX_EXTENSION_BYTES", "MAX_TRAILER_BYTES", "ChunkedBody"]
 
 MAX_CHUNK_LINE_BYTES: Final = 1024
 """A chunk's size, its extensions and CRLF. Nobody in use sends extensions; what is bounded here is who plays with them."""
 
-MAX_TRAILER_BYTES: Final = 8 * 1024
-"""All trailer lines together: checksums and timings are some hundred bytes."""
+MAX_EXTENSION_BYTES: Final = 16 * 1024
+"""All extensions of a body: else a body within its limit could come with any number of bytes around it."""
 
-_MAX_SIZE_DIGITS: Final = 15
-_LINE: Final = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
-_FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+MAX_TRAILER_BYTES: Final = 8 * 1024
+"""All trailer lines together: checksums, signatures and timings are some hundred bytes."""
+
+FORBIDDEN_TRAILERS: Final = frozenset(
+    b"authorization cache-control connection content-encoding content-length content-range content-type cookie expect "
+    b"forwarded host keep-alive max-forwards origin proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade x-forwarded-for x-forwarded-host x-forwarded-proto".split()
+)
+"""Fields of framing, routing and authority, which decided a request long before its trailers (RFC 9110, 6.5.1)."""
+
+_match_size: Final = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*+)(;[\t -~\x80-\xff]*+)?\r\n").fullmatch
+_match_trailer: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[\t -~\x80-\xff]*+\r\n").fullmatch
 _split_usual: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,4})\r\n").split
 # It begins with bytes and with nothing to choose from, so that re searches for them: that is seven times as fast.
 
@@ -28,36 +36,27 @@ _size_of_usual: Final = {
 }.get  # fmt: skip  # A look-up is a third of int(text, 16), and knows no sign, space, prefix or underscore.
 
 
-class _Part(Enum):
-    SIZE = "size"
-    DATA = "data"
-    DATA_END = "data end"
-    TRAILERS = "trailers"
-    COMPLETE = "complete"
-
-
 class ChunkedBody:
-    """Removes the coding from one body.
+    """Takes the coding off one body; a `tokenwire.core._body.BodyReader`.
 
-    Attributes:
-        complete: the last chunk and the trailers have come.
-        rest: what came after the end of the body.
+    Extensions and trailers are dropped: nothing here reads any, and merging trailers into the head is how they do harm.
+
+    Args:
+        of_response: whether a server of others sends it. Then every error is a bad gateway's, spaces are taken behind a
+            chunk's size, where servers that fill a field of fixed width leave them, and neither the sum of the extensions
+            nor a trailer's name matters: an answer may be as long as it likes, and decides nothing.
     """
 
-    __slots__ = ("_held", "_left", "_part", "_room", "_usual", "rest")
+    __slots__ = ("_extensions", "_held", "_left", "_of_response", "_room", "_trailing", "_usual")
 
-    def __init__(self) -> None:
-        self._part = _Part.SIZE
-        self._left = 0
-        self._room = MAX_TRAILER_BYTES
+    def __init__(self, *, of_response: bool = False) -> None:
+        self._of_response = of_response
+        self._left = 0  # of the chunk, and of the CRLF behind it
         self._held = b""
+        self._extensions = 0
+        self._trailing = False
+        self._room = MAX_TRAILER_BYTES
         self._usual = True  # whether the next byte begins a chunk
-        self.rest = b""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last chunk and the trailers have come."""
-        return self._part is _Part.COMPLETE
 
     def receive_whole(self, data: bytes) -> bytes | None:
         """Take a read that is whole chunks of usual sizes and nothing else, as nearly every read of a stream is.
@@ -79,89 +78,98 @@ class ChunkedBody:
         agree = list(map(_size_of_usual, parts[1::2])) == list(map(len, bodies))
         return b"".join(bodies) if bodies and agree else None
 
-    def receive_data(self, data: bytes, out: list[bytes]) -> None:
-        """Take bytes, append what they hold of the body; an error leaves in `out` what came before it.
+    def receive_data(self, data: bytes, out: list[bytes]) -> bytes | None:
+        """Take bytes, append what they hold of the body.
+
+        Returns:
+            None as long as the body goes on, else what came behind its end.
 
         Raises:
-            RemoteProtocolError: it is not the coding. Nothing more may be taken.
+            RemoteProtocolError: it is not the coding. What came before the fault is in `out`; nothing more may be taken.
         """
         if self._held:
             data, self._held = self._held + data, b""
-        at, end = 0, len(data)
-        while at < end and self._part is not _Part.COMPLETE:
-            if self._part is _Part.SIZE:
+        at, size = 0, len(data)
+        while at < size:
+            if self._left:
+                at = self._take_chunk(data, at, out)
+                continue
+            if not self._trailing:
                 # A whole chunk of a usual size costs no call of ours, here too: a late reader's reads hold many, and a part.
                 line_end = data.find(b"\r\n", at, at + 6)
-                size = _size_of_usual(data[at:line_end]) if line_end > 0 else None
-                stop = line_end + 2 + (size or 0)
-                if size and data[stop : stop + 2] == b"\r\n":
+                length = _size_of_usual(data[at:line_end]) if line_end > 0 else None
+                stop = line_end + 2 + (length or 0)
+                if length and data[stop : stop + 2] == b"\r\n":
                     out.append(data[line_end + 2 : stop])
                     at = stop + 2
                     continue
-            if self._part is _Part.DATA:
-                piece = data[at : at + self._left]
-                out.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if not self._left:
-                    self._part = _Part.DATA_END
-            else:
-                taken = self._take_line(data, at)
-                if not taken:
-                    self._held = data[at:]
-                    at = end
-                at += taken
-        self._usual = self._part is _Part.SIZE and not self._held
-        if self._part is _Part.COMPLETE:
-            self.rest += data[at:]
+            end = data.find(b"\n", at) + 1
+            if (end or size) - at > (self._room if self._trailing else MAX_CHUNK_LINE_BYTES):
+                raise self._too_long()
+            if not end:
+                self._held = data[at:]
+                self._usual = False
+                return None
+            line, at = data[at:end], end
+            if self._trailing and line == b"\r\n":
+                return data[at:]
+            self._take_line(line)
+        self._usual = not (self._left or self._trailing)
+        return None
 
-    def _take_line(self, data: bytes, at: int) -> int:
-        """Take one line of the coding; return its length with CRLF, 0 where it is not whole."""
-        if self._part is _Part.DATA_END:
-            ending = data[at : at + 2]
-            if ending == b"\r\n":
-                self._part = _Part.SIZE
-                return 2
-            if ending != b"\r":
-                raise RemoteProtocolError("a chunk is longer than its size", status=502)
-            return 0
-        is_size = self._part is _Part.SIZE
-        line = _line(data[at : at + (MAX_CHUNK_LINE_BYTES if is_size else self._room)])
-        if line is None:
-            if is_size and len(data) - at >= MAX_CHUNK_LINE_BYTES:
-                raise LimitExceeded("MAX_CHUNK_LINE_BYTES", MAX_CHUNK_LINE_BYTES, status=502)
-            if not is_size and len(data) - at >= self._room:
-                raise LimitExceeded("MAX_TRAILER_BYTES", MAX_TRAILER_BYTES, status=502)
-            return 0
-        if is_size:
-            self._take_size(line)
-        else:
+    def _take_chunk(self, data: bytes, at: int, out: list[bytes]) -> int:
+        """Take what is there of a chunk; return where it ends."""
+        if self._left > 2:
+            piece = data[at : at + self._left - 2]
+            out.append(piece)
+            at += len(piece)
+            self._left -= len(piece)
+        if self._left > 2:
+            return at
+        ending = data[at : at + self._left]
+        if ending != b"\r\n"[2 - self._left :][: len(ending)]:
+            raise self._malformed("a chunk is longer than its size")
+        self._left -= len(ending)
+        return at + len(ending)
+
+    def _take_line(self, line: bytes) -> None:
+        if line[-2:] != b"\r\n":
+            # Others may take it for a line's end (RFC 9112, 2.2 and 7.1.1).
+            raise self._malformed("a line of the chunked coding ends in a bare LF")
+        if self._trailing:
             self._take_trailer(line)
-        return len(line) + 2
+        else:
+            self._take_size(line)
 
     def _take_size(self, line: bytes) -> None:
-        match = _LINE.fullmatch(line)
-        if match is None or len(match[1]) > _MAX_SIZE_DIGITS:
-            raise RemoteProtocolError("a chunk's size is malformed", status=502)
-        self._left = int(match[1], 16)
-        self._part = _Part.DATA if self._left else _Part.TRAILERS
+        match = _match_size(line)
+        # RFC 9112, 7.1.1 knows spaces before an extension. No client sends them, and parsers that strip them have been fooled.
+        if match is None or (match[2] and not self._of_response):
+            raise self._malformed("a chunk's size is malformed")
+        self._extensions += len(match[3] or b"")
+        if self._extensions > MAX_EXTENSION_BYTES and not self._of_response:
+            raise LimitExceeded("MAX_EXTENSION_BYTES", MAX_EXTENSION_BYTES)
+        length = int(match[1], 16)
+        if length:
+            self._left = length + 2
+        else:
+            self._trailing = True
 
     def _take_trailer(self, line: bytes) -> None:
-        """Check and drop a trailer: nothing here reads any, and merging them into the head is how they do harm."""
-        if not line:
-            self._part = _Part.COMPLETE
-        elif _FIELD.fullmatch(line) is None:
-            raise RemoteProtocolError("a trailer is malformed", status=502)
-        self._room -= len(line) + 2
+        match = _match_trailer(line)
+        if match is None:
+            raise self._malformed("a trailer is malformed")
+        if match[1].lower() in FORBIDDEN_TRAILERS and not self._of_response:
+            raise self._malformed("a field stands among the trailers that must stand in the head")
+        self._room -= len(line)
 
+    def _too_long(self) -> LimitExceeded:
+        if self._trailing:
+            return self._exceeded("MAX_TRAILER_BYTES", MAX_TRAILER_BYTES, 431)
+        return self._exceeded("MAX_CHUNK_LINE_BYTES", MAX_CHUNK_LINE_BYTES, 400)
 
-def _line(data: bytes) -> bytes | None:
-    """Find the line that ends in CRLF; None where there is no end yet.
+    def _exceeded(self, limit: str, maximum: int, status: int) -> LimitExceeded:
+        return LimitExceeded(limit, maximum, status=502 if self._of_response else status)
 
-    Raises:
-        RemoteProtocolError: the line ends in a bare LF, which others may take for its end (RFC 9112, 2.2 and 7.1.1).
-    """
-    end = data.find(b"\r\n")
-    if b"\n" in (data if end < 0 else data[:end]):
-        raise RemoteProtocolError("a line of the chunked coding ends in a bare LF", status=502)
-    return None if end < 0 else data[:end]
+    def _malformed(self, message: str) -> RemoteProtocolError:
+        return RemoteProtocolError(message, status=502 if self._of_response else 400)

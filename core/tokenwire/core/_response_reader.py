@@ -204,11 +204,12 @@ class ResponseReader:
         self._keep_alive = received.keep_alive
         self._phase = _Phase.BODY
         if received.body is BodyFraming.CHUNKED:
-            self._chunked = ChunkedBody()
+            self._chunked = ChunkedBody(of_response=True)
             self.receive_whole = self._chunked.receive_whole
         elif received.body is not BodyFraming.UNTIL_CLOSE:
             self._left = received.content_length or 0
-            self._end_where_due(events)
+            if not self._left:
+                self._end_body(events)
 
     def _receive_body(self, data: bytes, events: list[ResponseEvent]) -> bytes:
         """Take bytes of a body; return those that come after it."""
@@ -216,26 +217,27 @@ class ResponseReader:
         if chunked is not None:
             pieces: list[bytes] = []
             try:
-                chunked.receive_data(data, pieces)
+                rest = chunked.receive_data(data, pieces)
             finally:
                 if pieces:
                     events.append(BodyReceived(b"".join(pieces)))
-            self._end_where_due(events)
-            return chunked.rest
+            if rest is not None:
+                self._end_body(events)
+            return rest or b""
         if self._left is None:
             events.append(BodyReceived(data))
             return b""
         piece, rest = data[: self._left], data[self._left :]
         self._left -= len(piece)
         events.append(BodyReceived(piece))
-        self._end_where_due(events)
+        if not self._left:
+            self._end_body(events)
         return rest
 
-    def _end_where_due(self, events: list[ResponseEvent]) -> None:
-        if self._left == 0 or (self._chunked is not None and self._chunked.complete):
-            self._phase = _Phase.COMPLETE
-            self.receive_whole = _not_whole
-            events.append(BodyEnded())
+    def _end_body(self, events: list[ResponseEvent]) -> None:
+        self._phase = _Phase.COMPLETE
+        self.receive_whole = _not_whole
+        events.append(BodyEnded())
 
 
 def _not_whole(data: bytes) -> bytes | None:

@@ -15,7 +15,17 @@ from msgspec import Struct
 from ._ws_frames import CloseCode, Fault
 from .errors import RemoteProtocolError
 
-__all__ = ["MAX_MEMBERS", "Deflate", "DeflateOptions", "Deflater", "Inflater", "accept_offer", "check_answer", "offer"]
+__all__ = [
+    "MAX_MEMBERS",
+    "WRONG_TEXT_OR_DATA",
+    "Deflate",
+    "DeflateOptions",
+    "Deflater",
+    "Inflater",
+    "accept_offer",
+    "check_answer",
+    "offer",
+]
 
 MAX_MEMBERS: Final = 16
 """Deflate streams that one message may be made of. Nobody sends more than one; each costs a window, and may be 2 bytes."""
@@ -23,10 +33,15 @@ MAX_MEMBERS: Final = 16
 MAX_OFFERS: Final = 16
 """Extensions that one request may name. Browsers send one, and a choice of parameters three or four."""
 
+WRONG_TEXT_OR_DATA: Final = "data that does not inflate, or inflates to text that is not UTF-8"
+"""One reason for both: of data that is wrong in both ways zlib gives nothing when it has it at once, and else the text."""
+
 _NAME: Final = "permessage-deflate"
 _TAIL: Final = b"\x00\x00\xff\xff"  # 7.2.1: the end of a sync flush is not sent
 _MAX_BITS: Final = 15
 _MIN_BITS: Final = 9  # zlib deflates no raw data with a window of 256 bytes
+_LEVELS: Final = range(-1, 10)
+_MEMORY_LEVELS: Final = range(1, 10)
 _BITS: Final = re.compile(r"[89]|1[0-5]")  # 7.1.2.1: decimal, without leading zeroes
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -57,13 +72,15 @@ class DeflateOptions(Struct, frozen=True, kw_only=True):
     """As in zlib: 5 is 16 KiB of hash chains, enough for a small window."""
 
     def __post_init__(self) -> None:
-        """Refuse windows that zlib has not.
+        """Refuse what zlib would refuse at the first message.
 
         Raises:
-            ValueError: window bits are not between 9 and 15.
+            ValueError: window bits are not between 9 and 15, or levels are not zlib's.
         """
         if not all(_MIN_BITS <= b <= _MAX_BITS for b in (self.server_max_window_bits, self.client_max_window_bits)):
             raise ValueError(f"window bits are not between {_MIN_BITS} and {_MAX_BITS}")
+        if self.level not in _LEVELS or self.memory_level not in _MEMORY_LEVELS:
+            raise ValueError(f"levels are {_LEVELS[0]} to {_LEVELS[-1]}, of memory 1 to {_MEMORY_LEVELS[-1]}")
 
 
 class Deflate(Struct, frozen=True, kw_only=True):
@@ -254,13 +271,17 @@ class Inflater:
     Args:
         deflate: what was agreed.
         server: whether we are the server.
+
+    Attributes:
+        crowded: the message has more deflate streams than `MAX_MEMBERS`; nothing more is inflated.
     """
 
-    __slots__ = ("_bits", "_fresh", "_members", "_zlib")
+    __slots__ = ("_bits", "_fresh", "_members", "_zlib", "crowded")
 
     def __init__(self, deflate: Deflate, *, server: bool) -> None:
         bits = deflate.client_max_window_bits if server else deflate.server_max_window_bits
         self._fresh = deflate.client_no_context_takeover if server else deflate.server_no_context_takeover
+        self.crowded = False
         self._bits = -max(bits, _MIN_BITS)
         self._members = 1
         self._zlib: zlib._Decompress | None = None
@@ -273,7 +294,7 @@ class Inflater:
             room: the most bytes wanted; one more shows that there were more.
 
         Raises:
-            Fault: 1007 for what does not inflate; 1009 for more members than `MAX_MEMBERS`.
+            Fault: 1007 for what does not inflate.
         """
         out = b""
         while True:
@@ -283,17 +304,16 @@ class Inflater:
             try:
                 out += inflater.decompress(data, room + 1 - len(out))
             except zlib.error:
-                raise Fault(CloseCode.INVALID_DATA, "data that does not inflate") from None
+                raise Fault(CloseCode.INVALID_DATA, WRONG_TEXT_OR_DATA) from None
             if not inflater.eof:
                 return out
             # 7.2.3.4: a block may be the last of its stream, and another stream may follow. Its author has begun
             # afresh, as zlib does after Z_FINISH.
             self._zlib = None
             self._members += 1
-            if self._members > MAX_MEMBERS:
-                raise Fault(CloseCode.MESSAGE_TOO_BIG, "too many deflate streams in a message")
+            self.crowded = self._members > MAX_MEMBERS
             data = inflater.unused_data
-            if not data or len(out) > room:
+            if self.crowded or not data or len(out) > room:
                 return out
 
     def end(self, room: int) -> bytes:

@@ -30,6 +30,7 @@ __all__ = [
     "Fault",
     "apply_mask",
     "close_payload",
+    "fit_reason",
     "fold_websocket",
     "frame_header",
     "parse_close",
@@ -148,7 +149,7 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
     Args:
         code: as it may stand on the wire, or NO_STATUS.
-        reason: UTF-8 beyond 123 bytes is cut off, between two characters.
+        reason: made to fit by `fit_reason`.
 
     Raises:
         ValueError: the code may not stand on the wire, or a reason comes without a code.
@@ -157,10 +158,13 @@ def close_payload(code: int, reason: str = "") -> bytes:
         return b""
     if not _may_stand(code):
         raise ValueError(f"close code {code} may not stand on the wire")
+    return code.to_bytes(2, "big") + fit_reason(reason)
+
+
+def fit_reason(reason: str) -> bytes:
+    """Make a reason what a close frame has room for: UTF-8 of at most 123 bytes, cut off between two characters."""
     said = repair_surrogates(reason).encode()
-    if len(said) > _MAX_REASON_BYTES:
-        said = said[:_MAX_REASON_BYTES].decode("utf-8", "ignore").encode()
-    return code.to_bytes(2, "big") + said
+    return said if len(said) <= _MAX_REASON_BYTES else said[:_MAX_REASON_BYTES].decode("utf-8", "ignore").encode()
 
 
 def parse_close(payload: bytes) -> tuple[int, str]:

@@ -31,7 +31,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSAFE: Final = re.compile(r"[\x00-\x20\x7f-\uffff]")
 _UNSAFE_VALUE: Final = re.compile(r"[\r\n\x00]")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [^\r\n]*)?")
-_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*?)[ \t]*")
+_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\x00]*)")
 _END: Final = b"\r\n\r\n"
 
 
@@ -271,7 +271,7 @@ def _read_answer(head: bytes) -> RequestHead:
     fields = [_FIELD.fullmatch(line) for line in lines]
     if status is None or None in fields:
         raise UpgradeRefused("the answer is not HTTP/1.1", status=502)
-    headers = tuple((field[1].lower(), field[2]) for field in fields if field is not None)
+    headers = tuple((field[1].lower(), field[2].strip(b" \t")) for field in fields if field is not None)
     if status[1] != b"101":
         text = tuple((name.decode(), value.decode("latin-1")) for name, value in headers)
         raise UpgradeRefused(f"the server answered {status[1].decode()}", status=int(status[1]), headers=text)

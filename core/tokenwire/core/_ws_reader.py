@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ._ws_deflate import Inflater
+from ._ws_deflate import WRONG_TEXT_OR_DATA, Inflater
 from ._ws_frames import (
     BINARY,
     CLOSE,
@@ -63,7 +63,7 @@ class BinaryMessage(Struct, frozen=True, gc=False):
 
 
 class Ping(Struct, frozen=True, gc=False):
-    """The peer pings; its pong is in `data_to_send` already."""
+    """The peer pings; its pong is in `data_to_send` already, unless our close frame was made before."""
 
     payload: bytes
     """What the pong repeats."""
@@ -306,6 +306,9 @@ class MessageReader:
     def _too_big(self) -> Fault:
         return Fault(CloseCode.MESSAGE_TOO_BIG, f"more than max_message_bytes={self._max_message}")
 
+    def _not_utf8(self) -> Fault:
+        return Fault(CloseCode.INVALID_DATA, WRONG_TEXT_OR_DATA if self._compressed else "text that is not UTF-8")
+
     def _begin_data(self, first: int, length: int) -> None:
         opcode = first & _OPCODE
         if opcode:
@@ -340,12 +343,12 @@ class MessageReader:
     def _inflate(self, inflater: Inflater, piece: bytes | bytearray, *, ends: bool) -> bytes:
         room = self._max_message - self._size
         out = inflater.inflate(piece, room) if piece else b""
-        if ends and len(out) <= room:
+        if ends and len(out) <= room and not inflater.crowded:
             out += inflater.end(room - len(out))
-        if len(out) > room:
+        if len(out) > room or inflater.crowded:
             if self._opcode == TEXT:
                 self._decode(out[:room])  # what is wrong first is told, however the bytes were cut
-            raise self._too_big()
+            raise self._too_big() if len(out) > room else _crowded()
         return out
 
     def _end(self, piece: bytes | bytearray) -> WebSocketEvent:
@@ -353,7 +356,7 @@ class MessageReader:
         if self._size:
             self._keep(piece)
             if self._carry:
-                raise _not_utf8()
+                raise self._not_utf8()
         opcode, self._opcode = self._opcode, CONTINUATION
         size, self._size = self._size, 0
         if opcode == BINARY:
@@ -366,7 +369,7 @@ class MessageReader:
         try:
             return TextMessage(piece.decode())
         except UnicodeDecodeError:
-            raise _not_utf8() from None
+            raise self._not_utf8() from None
 
     def _keep(self, piece: bytes | bytearray) -> None:
         self._size += len(piece)
@@ -389,7 +392,7 @@ class MessageReader:
         try:
             text, used = utf_8_decode(data, "strict", False)
         except UnicodeDecodeError:
-            raise _not_utf8() from None
+            raise self._not_utf8() from None
         self._carry = bytes(data[used:])
         return text
 
@@ -403,5 +406,5 @@ def _long_length(field: bytes) -> int:
     return length
 
 
-def _not_utf8() -> Fault:
-    return Fault(CloseCode.INVALID_DATA, "text that is not UTF-8")
+def _crowded() -> Fault:
+    return Fault(CloseCode.MESSAGE_TOO_BIG, "too many deflate streams in a message")

@@ -55,6 +55,8 @@ _OWN_FIELDS: Final = frozenset({"connection", "content-length", "expect", "host"
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _MEDIA_TYPE: Final = re.compile(r"[^;\s]*")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+_MAX_WAIT_S: Final = 999_999_999
+"""The longest wait that `_SECONDS` matches, for dates too: a time in nanoseconds stays within 64 bits."""
 _SECOND: Final = 1_000_000_000
 _MILLISECOND: Final = 1_000_000
 _TERMINAL_TYPES: Final = frozenset(TERMINALS)
@@ -353,4 +355,4 @@ def retry_after_ns(head: ResponseReceived, wall_s: int) -> int | None:
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
-    return max(0, round(date.timestamp()) - wall_s) * _SECOND
+    return min(max(0, round(date.timestamp()) - wall_s), _MAX_WAIT_S) * _SECOND

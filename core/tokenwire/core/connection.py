@@ -359,6 +359,9 @@ class Connection:
         """Remember to upgrade once the request is whole, or say why it cannot be."""
         if event.version != "1.1":
             return self._service.no_upgrade(event.head)
+        if self._reader.overflowed:  # what came is dropped; a client must wait for the answer (RFC 6455, 4.1)
+            early = UpgradeRefused("too much came before the handshake was answered")
+            return self._service.refuse_upgrade(event.head, early)
         try:
             self._upgrade = conversation, accept_upgrade(event.head, subprotocols=SUBPROTOCOLS)
         except UpgradeRefused as refused:

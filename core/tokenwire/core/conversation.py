@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from ._ws_frames import fit_reason
 from .actions import Abort, Action, Cancel, Pause, Record, Resume
 from .contracts import Framing, RequestHead
 from .dialects.base import failure_of, type_of
@@ -28,12 +29,10 @@ if TYPE_CHECKING:
     from .line import Line
     from .service import Exchange, Service
 
-__all__ = ["MAX_REASON_BYTES", "SUBPROTOCOLS", "Closing", "Conversation"]
+__all__ = ["SUBPROTOCOLS", "Closing", "Conversation"]
 
 SUBPROTOCOLS: Final = (SUBPROTOCOL,)
 """What a handshake may agree on; without, messages are the tokens' text."""
-MAX_REASON_BYTES: Final = 123
-"""What a close frame has room for besides its code (RFC 6455, 5.5)."""
 
 _OBJECTS: Final = PlainMessages(ObjectMessages)
 _TEXT: Final = PlainMessages(TextMessages)
@@ -49,7 +48,7 @@ class Closing(NamedTuple):
     code: int
     """The close code."""
     reason: str
-    """Why, in at most MAX_REASON_BYTES bytes of UTF-8."""
+    """Why, in at most 123 bytes of UTF-8 (5.5)."""
 
 
 class Conversation:
@@ -269,7 +268,7 @@ class Conversation:
     def _fail(self, error: StreamError) -> None:
         """Have the WebSocket closed because of an error that its messages have no words for."""
         self._waiting = None
-        reason = f"{type_of(error)}: {error.message}".encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        reason = fit_reason(f"{type_of(error)}: {error.message}").decode()
         goes_down = self._service.draining and error.kind is ErrorKind.UNAVAILABLE
         self.closing = Closing(CloseCode.GOING_AWAY if goes_down else CloseCode.INTERNAL_ERROR, reason)
 

@@ -18,7 +18,8 @@ from typing import Final
 import h11
 from msgspec import Struct
 
-from ._body import BodyReader, ChunkedBody, LengthBody
+from ._body import BodyReader, LengthBody
+from ._chunked import ChunkedBody
 from ._head import HeadReceived, check_head, check_request_line, interpret, read_usual
 from .contracts import Folded, Reply, ResponseHead, Template
 from .errors import LimitExceeded, LocalProtocolError, RemoteProtocolError

@@ -103,7 +103,8 @@ def _generate(service: Service, route: Route, head: RequestHead, now: int) -> Re
 
 def _converse(service: Service, route: Route, head: RequestHead, now: int) -> Reply | Conversation:
     del now
-    if "websocket" not in (head.header(b"upgrade") or "").lower():  # the handshake is looked at more closely later
+    # The handshake is looked at more closely later.
+    if not any(name == b"upgrade" and b"websocket" in value.lower() for name, value in head.headers):
         return service.no_upgrade(head)
     if service.draining:
         return service.refuse(route.dialect, service.shutting_down(), head, close=True)

@@ -169,6 +169,8 @@ class Exchange:
         trace = delivery.trace if delivery else None
         if trace is not None:
             trace.close(end, now)
+            first = trace.first_ns  # an empty delta may have opened the answer before
+        usage = line.stream.usage if line else None
         return Record(
             method=self.head.method,
             path=self.head.path,
@@ -177,7 +179,8 @@ class Exchange:
             dialect=self.dialect.name,
             stream_id=line.stream.start.id if line else None,
             model=self.model,
-            tokens=line.stream.output_tokens if line else 0,
+            model_label=self._service.accounted(self.model) if line and self.model is not None else None,
+            tokens=max(line.stream.output_tokens, usage.output_tokens if usage else 0) if line else 0,
             sent_bytes=delivery.sent_bytes if delivery else 0,
             first_token_ns=None if first is None else first - self.received_ns,
             duration_ns=now - self.received_ns,
@@ -393,7 +396,7 @@ class Service:
             return self._models[0] if self._models else ModelCard("")
         return ModelCard(name) if ANY_MODEL in self._engine_honours else self.model(name)
 
-    def _accounted(self, name: str) -> str:
+    def accounted(self, name: str) -> str:
         """Say under which name a model is accounted for: a client must not be able to make up as many as it likes."""
         for card in self._models:
             if card.name == name:
@@ -437,7 +440,7 @@ class Service:
         delivery = self._delivery(exchange, parsed, request, start.id, framing, now)
         if self.options.accounting:
             delivery.trace = self.accountant.open(
-                self._accounted(card.name), exchange.dialect.name, exchange.received_ns
+                self.accounted(card.name), exchange.dialect.name, exchange.received_ns
             )
             delivery.trace.accept(now)
         exchange.line = line = Line(stream, request, delivery)

@@ -7,12 +7,11 @@ StreamEnd leaves open, and reports usage before every terminal event. What it le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 from .errors import GrammarError
 from .events import (
-    DELTAS,
     TERMINALS,
     ChoiceEnd,
     Delta,
@@ -21,8 +20,11 @@ from .events import (
     ProviderData,
     ReasoningDelta,
     RefusalDelta,
+    StreamCancelled,
     StreamEnd,
+    StreamError,
     StreamStart,
+    StreamTruncated,
     Terminal,
     TextDelta,
     TokenLogprob,
@@ -321,15 +323,22 @@ class Stream:
         self.terminal = terminal
         self._fast = False
 
-    _TAKERS: ClassVar[Mapping[type, Callable[[Stream, Any, list[Event]], None]]] = {
+    _TAKERS: ClassVar[dict[type, Callable[[Stream, Any, list[Event]], None]]] = {
         str: _take_str,
         bytes: _take_bytes,
         StreamStart: _take_start,
-        **dict.fromkeys(DELTAS, _take_other),
         TextDelta: _take_text,
+        ReasoningDelta: _take_other,
+        RefusalDelta: _take_other,
+        ToolCallStart: _take_other,
+        ToolCallDelta: _take_other,
+        ProviderData: _take_other,
         UsageReport: _take_usage,
         ChoiceEnd: _take_end,
-        **dict.fromkeys(TERMINALS, _take_terminal),
+        StreamEnd: _take_terminal,
+        StreamError: _take_terminal,
+        StreamCancelled: _take_terminal,
+        StreamTruncated: _take_terminal,
     }
     """What takes an item, by its class."""
 

@@ -117,7 +117,8 @@ class WebSocketConnection:
 
     The peer's faults raise nothing: they give Closed, and a close frame in `data_to_send` where none was sent. With that
     fetch the state is CLOSED; so after each `receive_data` answer the events first and fetch then. Cutting the input
-    differently changes no event.
+    differently changes no event, but for deflated data that reaches back beyond the window agreed on: zlib finds that out
+    only where the rest has left its buffer.
 
     Args:
         role: which side we are.

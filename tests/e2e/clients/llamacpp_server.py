@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import socket
 import sys
 
 from tokenwire.backends._llama_model import find_installed_model
@@ -17,8 +16,7 @@ def main() -> None:
     params.n_parallel = 1
     params.warmup = False
     params.cpuparams.n_threads = 2
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        params.port = probe.getsockname()[1]
+    params.port = 0  # the system chooses one, and nobody can take it in between
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)  # noqa: T201  # the test reads it
     sys.stdin.read()

@@ -1,11 +1,14 @@
 """The shape of OpenAI's chunks and whole answers on the wire, and reading it from servers that keep it more or less.
 
-A chunk is decoded by msgspec into typed structs. Only where that refuses it, for a member of an unexpected type, is it
-decoded again without types and brought into the same shape, so that tolerance costs the usual chunk nothing.
+A chunk is decoded by msgspec into typed structs. Only where that refuses it, for a member of an unexpected type or for
+what some languages write though JSON has no such thing, is it decoded again without types and brought into the same
+shape, so that tolerance costs the usual chunk nothing.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any, Final, cast
 
 import msgspec
@@ -151,20 +154,30 @@ def read_chunk(data: str | bytes) -> WireChunk:
     """
     try:
         return _decode_chunk(data)
-    except msgspec.ValidationError:
-        return _repair_chunk(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedData(f"a chunk is not JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _repair_chunk(_read_leniently(data))
 
 
 # ---------------------------------------------------------------------------------------------------------- leniency
 
 
-def _repair_chunk(data: str | bytes) -> WireChunk:
+def _read_leniently(data: str | bytes) -> object:
+    """Read JSON, also with NaN and infinities, as Python writes them, and halves of surrogate pairs, as JavaScript does.
+
+    Raises:
+        MalformedData: it is not JSON all the same.
+    """
     try:
-        value = _decode_any(data)
+        return _decode_any(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedData(f"a chunk is not JSON: {error}") from None
+        reason = str(error)
+    try:
+        return cast("object", json.loads(data if isinstance(data, str) else data.decode()))
+    except (ValueError, RecursionError):
+        raise MalformedData(f"a chunk is not JSON: {reason}") from None
+
+
+def _repair_chunk(value: object) -> WireChunk:
     if value is None:
         return WireChunk()
     if not isinstance(value, dict):
@@ -267,7 +280,9 @@ def _integer(value: object) -> int | None:
     """Take a number, also one with a fraction or in quotes, as servers write times and indexes."""
     if isinstance(value, str) and value.isdecimal():
         return int(value[:18])
-    return int(value) if isinstance(value, int | float) else None
+    if isinstance(value, float):
+        return int(value) if math.isfinite(value) else None
+    return value if isinstance(value, int) else None
 
 
 def _joined(value: object) -> str | None:

@@ -74,6 +74,9 @@ _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 """A byte order mark, and what may stand before JSON."""
 _DONE: Final = "[DONE]"
 
+_MAX_COUNT: Final = 2**53 - 1
+"""The largest count of tokens, and the latest time: what JSON's readers in all languages take unchanged."""
+
 _MAX_HEAD: Final = 1024 * 1024
 """How much is kept of an answer that is JSON and no stream: more than any model writes in one turn."""
 
@@ -208,7 +211,7 @@ class _Chunks:
         self.started = True
         first = chunk.choices[0] if chunk.choices else WireChoice()
         role = (first.delta or first.message or WireDelta()).role
-        out.append(StreamStart(chunk.id or "", chunk.model or "", chunk.created or 0, role or "assistant", 0))
+        out.append(StreamStart(chunk.id or "", chunk.model or "", _count(chunk.created), role or "assistant", 0))
 
     def _review_held(self, choices: list[WireChoice], out: list[Event]) -> None:
         """Open the held choices again that say more, and end the others: some servers give a reason in every chunk."""
@@ -303,17 +306,23 @@ class _Chunks:
         output = usage.completion_tokens_details or WireOutputDetails()
         before = self._usage
         report = UsageReport(
-            max(usage.prompt_tokens or usage.input_tokens or 0, before.input_tokens),
-            max(usage.completion_tokens or usage.output_tokens or 0, before.output_tokens),
+            max(_count(usage.prompt_tokens or usage.input_tokens), before.input_tokens),
+            max(_count(usage.completion_tokens or usage.output_tokens), before.output_tokens),
             max(
-                prompt.cached_tokens or usage.cached_tokens or usage.prompt_cache_hit_tokens or 0, before.cached_tokens
+                _count(prompt.cached_tokens or usage.cached_tokens or usage.prompt_cache_hit_tokens),
+                before.cached_tokens,
             ),
-            max(prompt.cache_write_tokens or 0, before.cache_write_tokens),
-            max(output.reasoning_tokens or 0, before.reasoning_tokens),
+            max(_count(prompt.cache_write_tokens), before.cache_write_tokens),
+            max(_count(output.reasoning_tokens), before.reasoning_tokens),
         )
         if report != before:
             self._usage = report
             out.append(report)
+
+
+def _count(number: int | None) -> int:
+    """Take a server's number for what it can be: our encoders and our clients have to write it and to add to it."""
+    return min(max(number or 0, 0), _MAX_COUNT)
 
 
 def _says_something(choice: WireChoice) -> bool:

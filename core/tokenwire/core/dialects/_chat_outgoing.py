@@ -6,8 +6,9 @@ fields where another is missing (`stream_options` without `stream`, `tool_choice
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from tokenwire.core.request import Content, GenerationRequest, ImagePart, Message, TextPart, Tool, ToolCall
 
@@ -28,12 +29,17 @@ _PLAIN_FIELDS = (
 """Fields that have the same name and the same value on the wire, and are left out where they are None."""
 
 
-def encode_chat_request(request: GenerationRequest, token_limit: str) -> bytes:
+_names_reasoning_model: Final = re.compile(r"(?:^|[/:.])(?:o[1-9]|gpt-(?:[5-9]|[1-9][0-9]))(?![0-9A-Za-z])").search
+"""Finds the names of OpenAI's own reasoning models, also behind a provider's: they refuse `max_tokens`, which is all that
+many other servers know."""
+
+
+def encode_chat_request(request: GenerationRequest, token_limit: str | None) -> bytes:
     """Write a request's body.
 
     Args:
         request: what is asked for; an empty model is left out, for servers that have one only.
-        token_limit: the field that holds `max_tokens`.
+        token_limit: the field that holds `max_tokens`; None for the one that suits the model's name.
     """
     body: dict[str, Any] = {"model": request.model} if request.model else {}
     body["messages"] = messages_to_wire(request.messages)
@@ -41,7 +47,8 @@ def encode_chat_request(request: GenerationRequest, token_limit: str) -> bytes:
     if request.stream and request.include_usage:
         body["stream_options"] = {"include_usage": True}
     if request.max_tokens is not None:
-        body[token_limit] = request.max_tokens
+        usual = "max_completion_tokens" if _names_reasoning_model(request.model) else "max_tokens"
+        body[token_limit or usual] = request.max_tokens
     if request.n != 1:
         body["n"] = request.n
     if request.stop:

@@ -31,14 +31,18 @@ REASONS: Final = {reason.value: reason for reason in FinishReason}
 """The neutral reasons by their words, which are plain.v1's own."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+"""Within what JSON's readers in all languages take unchanged."""
+
+
 class WireUsage(Struct, gc=False):
     """Token counts."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
+    input_tokens: _Count = 0
+    output_tokens: _Count = 0
+    cached_tokens: _Count = 0
+    cache_write_tokens: _Count = 0
+    reasoning_tokens: _Count = 0
 
 
 class _Call(Struct, gc=False):

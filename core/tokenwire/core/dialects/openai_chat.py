@@ -181,7 +181,7 @@ class ChatEncoder:
             return b""
         return b'%b],"usage":%b}\n\n' % (self._head, encode_json(usage_object(self._usage)))
 
-    _ENCODERS: ClassVar[Mapping[type, Callable[[ChatEncoder, Any], bytes]]] = {
+    _ENCODERS: ClassVar[dict[type, Callable[[ChatEncoder, Any], bytes]]] = {
         StreamStart: _encode_start,
         TextDelta: _encode_text,
         ReasoningDelta: _encode_reasoning,
@@ -191,7 +191,9 @@ class ChatEncoder:
         ChoiceEnd: _encode_end,
         UsageReport: _keep_usage,
         StreamEnd: _encode_done,
-        **dict.fromkeys((StreamError, StreamCancelled, StreamTruncated), _encode_failure),
+        StreamError: _encode_failure,
+        StreamCancelled: _encode_failure,
+        StreamTruncated: _encode_failure,
     }
     """What says an event, by its class; of the others nothing is said."""
 
@@ -200,8 +202,8 @@ class OpenAIChat:
     """The dialect.
 
     Args:
-        token_limit: the field that asks another server for at most so many tokens. `max_tokens` is what nearly all
-            servers know; OpenAI's own reasoning models refuse it and want `max_completion_tokens`.
+        token_limit: the field that asks another server for at most so many tokens; by default the one that suits the
+            model's name.
     """
 
     name = "openai_chat"
@@ -210,7 +212,7 @@ class OpenAIChat:
 
     __slots__ = ("_token_limit",)
 
-    def __init__(self, *, token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens") -> None:
+    def __init__(self, *, token_limit: Literal["max_tokens", "max_completion_tokens"] | None = None) -> None:
         self._token_limit = token_limit
 
     def parse_request(

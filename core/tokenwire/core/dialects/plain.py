@@ -216,12 +216,17 @@ class PlainEncoder:
     def _encode_failure(self, failure: Failure, number: int) -> bytes:
         return self._event({"token": "", "error": _error_object(failure_of(failure))}, number) + self._done
 
-    _ENCODERS: ClassVar[Mapping[type, Callable[[PlainEncoder, Any, int], bytes]]] = {
-        **dict.fromkeys((ReasoningDelta, RefusalDelta, ToolCallStart, ToolCallDelta), _encode_delta),
+    _ENCODERS: ClassVar[dict[type, Callable[[PlainEncoder, Any, int], bytes]]] = {
+        ReasoningDelta: _encode_delta,
+        RefusalDelta: _encode_delta,
+        ToolCallStart: _encode_delta,
+        ToolCallDelta: _encode_delta,
         UsageReport: _keep_usage,
         ChoiceEnd: _keep_end,
         StreamEnd: _encode_finish,
-        **dict.fromkeys((StreamError, StreamCancelled, StreamTruncated), _encode_failure),
+        StreamError: _encode_failure,
+        StreamCancelled: _encode_failure,
+        StreamTruncated: _encode_failure,
     }
     """What says an event, by its class; of the others nothing is said."""
 
