@@ -93,11 +93,15 @@ $(foreach pins,$(E2E_PINS),$(eval $(call e2e_venv,$(patsubst tests/e2e/requireme
 	@touch $@
 
 bench: .venv-bench/.stamp
-	.venv-bench/bin/python -m pytest --quiet tests/test_benchmarks.py
+	.venv-bench/bin/python -m pytest --quiet tests/test_benchmarks.py tests/test_benchmark_frames.py tests/test_request_rate.py
 	.venv-bench/bin/python benchmarks/encode_ratios.py --check
 	.venv-bench/bin/python benchmarks/frames.py --check
 	.venv-bench/bin/python -m pytest --quiet benchmarks/test_encode.py --benchmark-columns=min,median,iqr,ops
+	.venv-bench/bin/python benchmarks/accounting.py --check
 	.venv-bench/bin/python benchmarks/server_cpu.py --check $(BENCH_ARGS)
+	.venv-bench/bin/python benchmarks/accounting_cpu.py
+	.venv-bench/bin/python benchmarks/request_rate.py
+	.venv-bench/bin/python benchmarks/gateway.py
 
 # Clients of every kind come and go for SOAK_SECONDS on each loop; nothing that the server holds may grow.
 SOAK_SECONDS ?= 600
