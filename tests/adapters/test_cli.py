@@ -30,6 +30,12 @@ MS = 1_000_000
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # the socket is closed before anybody can connect
 
 
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here may load a real model, which `make serve` has put into the same environment."""
+    monkeypatch.setattr(_backend_choice, "find_installed_model", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("text", "nanoseconds"),
     [
@@ -88,15 +94,10 @@ def leave_the_process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", do_nothing)
 
 
-def no_model() -> None:
-    """Find no model, whatever is installed where the tests run."""
-
-
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     ran = Ran()
     monkeypatch.setattr(cli, "run", ran.run)
-    monkeypatch.setattr(_backend_choice, "find_installed_model", no_model)
     leave_the_process_as_it_is(monkeypatch)
     return ran
 
