@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from server_cpu import _cores, _measure
+from command_line import cores
+from server_cpu import measure
 from servers import SERVERS, Server, Site, prepare
 
 __all__ = ["MAX_RATIO", "main"]
@@ -38,14 +39,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for flag in ("--accounting", "--no-accounting"):
         SERVERS[flag] = Server(_with(flag, options.loop))
-    server_core, client_core = _cores(pin=True)
+    server_core, client_core = cores(pin=True)
     load = ["--streams", str(options.streams), "--seconds", str(options.seconds), "--pause-ms", "0"]
     taken: dict[str, list[float]] = {"--accounting": [], "--no-accounting": []}
     with tempfile.TemporaryDirectory(prefix="accounting-cpu-") as scratch:
         site = prepare(Path(scratch), sys.executable, server_core, None)
         for number in range(options.runs):
             for flag, figures in taken.items():
-                run = _measure(flag, site, client_core, load)
+                run = measure(flag, site, client_core, load)
                 figures.append(run.cpu_ns / run.tokens / 1000)
                 print(f"run {number + 1} {flag}: {figures[-1]:.2f} us per token", file=sys.stderr)
     with_it, without = (statistics.median(figures) for figures in taken.values())

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import cores, names_of
 from processes import cpu_ns, process_tree
 from workloads import STEP_NS, TOKENS_PER_SECOND, chat_completions_request
 
@@ -309,19 +310,19 @@ def _print_table(runs: list[Run], names: list[str]) -> None:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
 
 
-def _names(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - {"direct", *GATEWAYS}:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
-    return text.split(",")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare gateways: CPU per token and added time.")
     add = parser.add_argument
     add("--runs", type=int, default=5)
     add("--streams", type=int, default=64)
     add("--seconds", type=float, default=6.0, help="length of each measured window")
-    add("--only", type=_names, default=["direct", *GATEWAYS], metavar="NAME,...", help=", ".join(GATEWAYS))
+    add(
+        "--only",
+        type=names_of(["direct", *GATEWAYS]),
+        default=["direct", *GATEWAYS],
+        metavar="NAME,...",
+        help=", ".join(GATEWAYS),
+    )
     add("--phases", type=int, default=1, help="moments of a step at which tokens come; 1: all together, 64: one by one")
     add("--litellm-python", default=sys.executable, help="interpreter beside whose programs `litellm` is")
     add("--pin", action=argparse.BooleanOptionalAction, default=len(os.sched_getaffinity(0)) > 1)
@@ -337,7 +338,7 @@ def main(arguments: list[str]) -> int:
     if RIVAL in names and not Path(options.litellm_python).with_name("litellm").exists():
         print(f"skipped {RIVAL}: it is not installed beside {options.litellm_python}", file=sys.stderr)
         names.remove(RIVAL)
-    gateway_core, other_core, *_ = (*sorted(os.sched_getaffinity(0)), -1) if options.pin else (-1, -1)
+    gateway_core, other_core = cores(options.pin)
     os.sched_setaffinity(0, {other_core} if other_core >= 0 else os.sched_getaffinity(0))
     runs: list[Run] = []
     try:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -27,11 +26,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from command_line import cores, exit_on_sigterm, names_of
 from processes import cpu_ns, process_tree
-from servers import Server, Site, StartError, compile_c, missing_modules, prepare, running
+from servers import Server, Site, StartError, available, compile_c, prepare, running
 
 __all__ = ["RATED", "Rate", "failed_targets", "main"]
 
@@ -147,28 +145,13 @@ def _print_table(table: dict[str, list[Rate]]) -> None:
         )
 
 
-def _available(names: list[str], site: Site, skip_missing: bool) -> list[str]:
-    missing = {name: modules for name in names if (modules := missing_modules(RATED[name], site))}
-    if missing and not skip_missing:
-        raise StartError("\n".join(f"{name} needs {', '.join(modules)}" for name, modules in missing.items()))
-    for name, modules in missing.items():
-        print(f"skipped {name}: {', '.join(modules)} not installed", file=sys.stderr)
-    return [name for name in names if name not in missing]
-
-
-def _names(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - RATED.keys():
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(RATED)}")
-    return text.split(",")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare servers by one-token answers a second on one core.")
     add = parser.add_argument
     add("--runs", type=int, choices=range(1, MAX_RUNS + 1), default=7, metavar=f"1..{MAX_RUNS}")
     add("--seconds", type=int, default=3, help="length of each measured window")
     add("--connections", type=int, default=16, help="connections, each with one request on its way")
-    add("--only", type=_names, default=list(RATED), metavar="NAME,...", help=", ".join(RATED))
+    add("--only", type=names_of(RATED), default=list(RATED), metavar="NAME,...", help=", ".join(RATED))
     add("--pin", action=argparse.BooleanOptionalAction, default=len(os.sched_getaffinity(0)) > 1)
     add("--peers-python", default=sys.executable, help="interpreter that has the peers installed")
     add("--skip-missing", action="store_true", help="leave out servers that are not installed")
@@ -178,22 +161,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> dict[str, list[Rate]]:
-    server_core, client_core = sorted(os.sched_getaffinity(0))[:2] if options.pin else (-1, -1)
+    server_core, client_core = cores(options.pin)
     with tempfile.TemporaryDirectory(prefix="request-rate-") as scratch:
         site = prepare(Path(scratch), options.peers_python, server_core, None)
         compile_c(HERE / "request_load.c", site.scratch / "request_load")
         (site.scratch / "request").write_bytes(_request())
-        return _measure_all(options, _available(options.only, site, options.skip_missing), site, client_core)
-
-
-def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+        names = available(options.only, RATED, site, skip_missing=options.skip_missing)
+        return _measure_all(options, names, site, client_core)
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; the exit code is 1 when a server failed, or with --check missed the target."""
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that the servers are killed on the way out
+    exit_on_sigterm()
     try:
         table = _run(options)
     except StartError as error:

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,15 +23,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import msgspec
 
+from command_line import cores, exit_on_sigterm, names_of
 from load import LoadError, LoadResult
-from servers import BASELINE, SERVERS, TARGETS, Site, StartError, missing_modules, prepare, running
+from servers import BASELINE, SERVERS, TARGETS, Site, StartError, available, prepare, running
 
-__all__ = ["Figures", "failed_targets", "main"]
+__all__ = ["Figures", "failed_targets", "main", "measure"]
 
 HERE = Path(__file__).resolve().parent
 MAX_RATIO = 1.8
@@ -78,7 +76,12 @@ class Figures:
         return statistics.median((run.busy.rss - run.idle.rss) / run.streams for run in self.memory)
 
 
-def _measure(name: str, site: Site, client_core: int, load_arguments: list[str]) -> LoadResult:
+def measure(name: str, site: Site, client_core: int, load_arguments: list[str]) -> LoadResult:
+    """Starts a server, and has its reader run beside it.
+
+    Raises:
+        LoadError: nothing was measured.
+    """
     contain = [sys.executable, str(HERE / "contain.py"), str(client_core)]
     with running(name, site) as (pid, port):
         command = [*contain, sys.executable, str(HERE / "load.py"), "--pid", str(pid), "--port", str(port)]
@@ -99,13 +102,13 @@ def _measure_all(options: argparse.Namespace, names: list[str], site: Site, clie
     wide = ["--streams", str(options.memory_streams), "--seconds", str(MEMORY_WINDOW_S), *pause]
     for number in range(options.runs):
         for name in names:
-            run = _measure(name, site, client_core, full)
+            run = measure(name, site, client_core, full)
             table[name].runs.append(run)
             late = ", late" if run.late else ""
             print(f"run {number + 1} {name}: {table[name].token_us()[-1]:.2f} us per token{late}", file=sys.stderr)
     for number in range(options.memory_runs):
         for name in names:
-            table[name].memory.append(_measure(name, site, client_core, wide))
+            table[name].memory.append(measure(name, site, client_core, wide))
             print(f"memory run {number + 1} {name}", file=sys.stderr)
     return list(table.values())
 
@@ -211,18 +214,6 @@ def _write_json(path: Path, options: argparse.Namespace, table: list[Figures]) -
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _available(names: list[str], site: Site, skip_missing: bool) -> list[str]:
-    missing = {name: modules for name in names if (modules := missing_modules(SERVERS[name], site))}
-    if missing and not skip_missing:
-        lines = "\n".join(f"{name} needs {', '.join(modules)}" for name, modules in missing.items())
-        python = site.peers_python if any(SERVERS[name].peer for name in missing) else site.python
-        requirements = HERE / "requirements.txt"
-        raise StartError(f"{lines}\ninstall with: {python} -m pip install -e . -r {os.path.relpath(requirements)}")
-    for name, modules in missing.items():
-        print(f"skipped {name}: {', '.join(modules)} not installed", file=sys.stderr)
-    return [name for name in names if name not in missing]
-
-
 def _within(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not low <= int(text) <= high:
@@ -232,19 +223,13 @@ def _within(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _names(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - SERVERS.keys():
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(SERVERS)}")
-    return text.split(",")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare whole servers: CPU per token and memory per stream.")
     add = parser.add_argument
     add("--runs", type=_within(1, MAX_RUNS), default=7)
     add("--streams", type=_within(1, MAX_STREAMS), default=256)
     add("--seconds", type=_within(1, MAX_SECONDS), default=6, help="length of each measured window")
-    add("--only", type=_names, default=list(SERVERS), metavar="NAME,...", help=", ".join(SERVERS))
+    add("--only", type=names_of(SERVERS), default=list(SERVERS), metavar="NAME,...", help=", ".join(SERVERS))
     add("--memory-streams", type=_within(1, MAX_STREAMS), default=1000)
     add("--memory-runs", type=_within(0, MAX_RUNS), default=1, help="0: do not measure memory")
     add("--pause-ms", type=_within(0, 40), default=0, help="the reader sleeps between looks; 0: each send may wake it")
@@ -257,29 +242,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _cores(pin: bool) -> tuple[int, int]:
-    if not pin:
-        return -1, -1
-    server, client, *_ = sorted(os.sched_getaffinity(0))
-    return server, client
-
-
 def _run(options: argparse.Namespace) -> list[Figures]:
-    server_core, client_core = _cores(options.pin)
+    server_core, client_core = cores(options.pin)
     with tempfile.TemporaryDirectory(prefix="server-cpu-") as scratch:
         site = prepare(Path(scratch), options.peers_python, server_core, options.payload)
-        names = _available(options.only, site, options.skip_missing)
+        names = available(options.only, SERVERS, site, skip_missing=options.skip_missing)
         return _measure_all(options, names, site, client_core)
-
-
-def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; the exit code is 1 when a server failed, or with --check missed a target."""
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that the servers are killed on the way out
+    exit_on_sigterm()
     try:
         table = _run(options)
     except (StartError, LoadError) as error:

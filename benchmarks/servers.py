@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
     "Server",
     "Site",
     "StartError",
+    "available",
     "compile_c",
     "free_port",
     "is_healthy",
@@ -139,6 +140,23 @@ def missing_modules(server: Server, site: Site) -> list[str]:
     command = [python, "-c", _FIND, *server.modules]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return found.stdout.split()
+
+
+def available(names: list[str], servers: Mapping[str, Server], site: Site, *, skip_missing: bool) -> list[str]:
+    """Those of the named servers that can be started.
+
+    Raises:
+        StartError: one lacks a module, and none is to be skipped.
+    """
+    missing = {name: modules for name in names if (modules := missing_modules(servers[name], site))}
+    if missing and not skip_missing:
+        lines = "\n".join(f"{name} needs {', '.join(modules)}" for name, modules in missing.items())
+        python = site.peers_python if any(servers[name].peer for name in missing) else site.python
+        requirements = HERE / "requirements.txt"
+        raise StartError(f"{lines}\ninstall with: {python} -m pip install -e . -r {os.path.relpath(requirements)}")
+    for name, modules in missing.items():
+        print(f"skipped {name}: {', '.join(modules)} not installed", file=sys.stderr)
+    return [name for name in names if name not in missing]
 
 
 def prepare(scratch: Path, peers_python: str, core: int, payload: Path | None) -> Site:

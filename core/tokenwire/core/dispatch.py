@@ -186,9 +186,8 @@ class Dispatcher:
         if line.stream.cut_short:
             self._cancels.append(line)
         else:
-            line.job = (
-                None  # it knows the line: a ring would wait for the collector of cycles, with all that hangs on it
-            )
+            # It knows the line: a ring would wait for the collector of cycles, with all that hangs on it.
+            line.job = None
         self._leave(line)
 
     def _leave(self, line: Line) -> None:
