@@ -26,7 +26,8 @@ from tests.backends.upstream_fakes import (
 )
 
 from tokenwire.backends._upstream_models import MAX_MODELS_BYTES, read_models
-from tokenwire.backends.upstream import Address, UpstreamBackend, parse_url
+from tokenwire.backends.address import Address
+from tokenwire.backends.upstream import UpstreamBackend, parse_url
 from tokenwire.core.contracts import ModelCard
 from tokenwire.core.dialects.base import failure_of, status_of
 from tokenwire.core.dialects.openai_chat import DIALECT

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from tokenwire.backends.address import USUAL_PORTS, Address
 from tokenwire.backends.base import Dialer, Link
 from tokenwire.core.client import StreamClient
 from tokenwire.core.contracts import Dialect, Headers
@@ -20,7 +21,7 @@ from tokenwire.core.request import GenerationRequest
 
 from .timers import Alarm, Timers
 
-__all__ = ["MAX_EVENTS", "ConnectFailed", "Patience", "Question", "Session", "StreamFailed", "Target", "parse_url"]
+__all__ = ["MAX_EVENTS", "ConnectFailed", "Patience", "Question", "Session", "StreamFailed", "parse_url"]
 
 _SECOND: Final = 1_000_000_000
 
@@ -63,19 +64,7 @@ class StreamFailed(Exception):
         self.terminal = terminal
 
 
-class Target(NamedTuple):
-    """Where to ask."""
-
-    host: str
-    port: int
-    tls: bool
-    path: str
-    """The request's target."""
-    authority: str
-    """The Host field."""
-
-
-def parse_url(url: str, endpoint: str, *, prefix: str) -> Target:
+def parse_url(url: str, endpoint: str, *, prefix: str) -> Address:
     """Find out where a URL points.
 
     Args:
@@ -87,24 +76,19 @@ def parse_url(url: str, endpoint: str, *, prefix: str) -> Target:
         ValueError: it is no http or https URL, or holds a user's name or a fragment.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in USUAL_PORTS or not parts.hostname:
         raise ValueError("the URL must be http://HOST or https://HOST, with a port and a path as needed")
     if parts.username is not None or parts.fragment:
         raise ValueError("the URL may hold neither a user's name nor a fragment; a key is an argument of its own")
-    tls = parts.scheme == "https"
-    usual = 443 if tls else 80
-    port = usual if parts.port is None else parts.port
     base = parts.path.rstrip("/") or prefix
     path = base if base.endswith(endpoint) else base + endpoint
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    authority = host if port == usual else f"{host}:{port}"
-    return Target(parts.hostname, port, tls, f"{path}?{parts.query}" if parts.query else path, authority)
+    return Address.of(parts, f"{path}?{parts.query}" if parts.query else path)
 
 
 class Question(NamedTuple):
     """What to ask, whom, and how patiently."""
 
-    target: Target
+    target: Address
     dialect: Dialect
     request: GenerationRequest | bytes
     headers: Headers

@@ -17,9 +17,10 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
+from tokenwire.backends.address import Address
 from tokenwire.backends.base import Link
 from tokenwire.backends.replay import DIALECTS
-from tokenwire.backends.upstream import Address, parse_url
+from tokenwire.backends.upstream import parse_url
 from tokenwire.core.client import MAX_ERROR_BYTES, ResponseEvent, ResponseReader, ResponseReceived, encode_request
 from tokenwire.core.contracts import Dialect, Headers
 from tokenwire.core.errors import RemoteProtocolError

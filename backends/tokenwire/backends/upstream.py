@@ -27,7 +27,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -41,14 +41,15 @@ from tokenwire.core.events import TERMINALS, ErrorKind, Event, StreamError, Stre
 from tokenwire.core.request import GenerationRequest
 
 from ._upstream_models import ModelsInquiry
+from .address import USUAL_PORTS, Address
 from .pool import DEFAULT_IDLE_NS, DEFAULT_MAX_IDLE, Connection, Pool
 
 if TYPE_CHECKING:
     from tokenwire.core.contracts import Dialect, Headers, Sink, StreamHandle
 
-    from .base import Dialer, Runtime
+from .base import Dialer, Runtime
 
-__all__ = ["Address", "UpstreamBackend", "UpstreamOptions", "parse_url"]
+__all__ = ["UpstreamBackend", "UpstreamOptions", "parse_url"]
 
 _log = logging.getLogger("tokenwire.backends")
 
@@ -62,7 +63,6 @@ _TRY_AGAIN: Final = frozenset({502, 503})
 _ABOUT_OUR_KEY: Final = frozenset({401, 403, 407})
 _MALFORMED: Final = frozenset({"malformed_answer", "malformed_stream"})
 """The decoders' codes for what is not of their dialect: to a client of ours the server's nonsense is a bad gateway."""
-_PORTS: Final = {"http": 80, "https": 443}
 _CHAT_PATH: Final = "/chat/completions"
 _MODELS_PATH: Final = "/models"
 
@@ -94,21 +94,6 @@ class UpstreamOptions(Struct, frozen=True, kw_only=True):
     """How long each is kept."""
 
 
-class Address(NamedTuple):
-    """Where a server is."""
-
-    host: str
-    """A name or an address, without brackets."""
-    port: int
-    """The TCP port."""
-    tls: bool
-    """Whether it is https."""
-    path: str
-    """What its paths begin with, such as /v1; no slash at its end."""
-    authority: str
-    """The Host field's value."""
-
-
 def parse_url(url: str) -> Address:
     """Read a server's URL: its base, as SDKs take it, or the endpoint itself.
 
@@ -119,15 +104,10 @@ def parse_url(url: str) -> Address:
     parts = urlsplit(url)
     if "@" in (parts.netloc or url) or parts.query or parts.fragment:
         raise ValueError("the server's URL must not hold a user, a query or a fragment")
-    if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0:
+    if parts.scheme not in USUAL_PORTS or not parts.hostname or parts.port == 0:
         raise ValueError(f"{url!r} is no URL of a server; write http://host:port/v1")
-    usual = _PORTS[parts.scheme]
-    port = usual if parts.port is None else parts.port
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    authority = host if port == usual else f"{host}:{port}"
-    path = parts.path.rstrip("/").removesuffix(_CHAT_PATH)
-    address = Address(parts.hostname, port, parts.scheme == "https", path, authority)
-    encode_request("GET", address.path + _MODELS_PATH, host=authority)  # refuses what cannot be written
+    address = Address.of(parts, parts.path.rstrip("/").removesuffix(_CHAT_PATH))
+    encode_request("GET", address.path + _MODELS_PATH, host=address.authority)  # refuses what cannot be written
     return address
 
 
