@@ -11,7 +11,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from anyio.abc import TaskGroup
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.adapters.serving import SECOND, Start, plain_text, until
@@ -21,8 +20,8 @@ from tokenwire.adapters import record as recording_module
 from tokenwire.adapters._backend_choice import Choice, add_options
 from tokenwire.adapters._backend_choice import choose as choose_backend
 from tokenwire.adapters.cli import main
-from tokenwire.adapters.pump import Readiness
 from tokenwire.adapters.record import Question, RecordedAnswer, RecordError, RecordingPeer, record
+from tokenwire.adapters.runtime import running_loop
 from tokenwire.adapters.server import LOOPS
 from tokenwire.backends.generators import GeneratorBackend, LoadError
 from tokenwire.backends.replay import DIALECTS, ReplayBackend
@@ -33,7 +32,6 @@ from tokenwire.core.recording import Recording, decode_steps, parse_recording
 MS = 1_000_000
 PLAIN = DIALECTS["plain"]
 STREAM = b'data: {"token":"Two "}\n\ndata: {"token":"owls","finish_reason":"stop"}\n\ndata: [DONE]\n\n'
-MakeReadiness = Callable[[TaskGroup], Readiness]
 
 
 def question(url: str = "http://localhost:8000", *, key: str = "", target: str = "/chat") -> Question:
@@ -224,13 +222,12 @@ async def hello(prompt: str) -> AsyncIterator[str]:
 
 
 @pytest.mark.anyio
-async def test_a_servers_answer_is_recorded_and_replayed(
-    start: Start, make_readiness: MakeReadiness, tmp_path: Path
-) -> None:
+async def test_a_servers_answer_is_recorded_and_replayed(start: Start, tmp_path: Path) -> None:
+    running_loop()  # what it starts lives as long as the loop, and is not the server's
     file = bytearray()
     async with start(GeneratorBackend(hello)) as serving:
         asked = question(f"http://{serving.address[0]}:{serving.address[1]}")
-        answer = await record(asked, file.extend, make_readiness=make_readiness)
+        answer = await record(asked, file.extend)
         assert (answer.size, answer.failure) == (len(file), None)
         await until(lambda: not serving.connections)
         assert serving.access == ["POST /chat 200 finished"]
@@ -251,12 +248,13 @@ async def endless(prompt: str) -> AsyncIterator[str]:
 
 
 @pytest.mark.anyio
-async def test_a_recording_that_is_cancelled_has_its_end(start: Start, make_readiness: MakeReadiness) -> None:
+async def test_a_recording_that_is_cancelled_has_its_end(start: Start) -> None:
+    running_loop()  # what it starts lives as long as the loop, and is not the server's
     file = bytearray()
     async with start(GeneratorBackend(endless)) as serving:
         asked = question(f"http://{serving.address[0]}:{serving.address[1]}")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(partial(record, asked, file.extend, make_readiness=make_readiness))
+            tasks.start_soon(partial(record, asked, file.extend))
             await until(lambda: b"hi" in file)
             tasks.cancel_scope.cancel()
         await until(lambda: not serving.connections)
@@ -267,32 +265,35 @@ async def test_a_recording_that_is_cancelled_has_its_end(start: Start, make_read
 
 
 @pytest.mark.anyio
-async def test_a_server_that_refuses_is_told(start: Start, make_readiness: MakeReadiness) -> None:
+async def test_a_server_that_refuses_is_told(start: Start) -> None:
+    running_loop()  # what it starts lives as long as the loop, and is not the server's
     async with start(GeneratorBackend(hello)) as serving:
         asked = question(f"http://{serving.address[0]}:{serving.address[1]}", target="/nowhere")
         with pytest.raises(RecordError, match="the server answered 404: "):
-            await record(asked, bytearray().extend, make_readiness=make_readiness)
+            await record(asked, bytearray().extend)
         await until(lambda: not serving.connections)
 
 
 @pytest.mark.anyio
-async def test_a_server_that_is_not_there_is_told(make_readiness: MakeReadiness) -> None:
+async def test_a_server_that_is_not_there_is_told() -> None:
     with socket.socket() as sock:  # bound and not listening: what connects is refused
         sock.bind(("127.0.0.1", 0))
         asked = question(f"http://127.0.0.1:{sock.getsockname()[1]}")
         with pytest.raises(RecordError, match="refused"):
-            await record(asked, bytearray().extend, make_readiness=make_readiness)
+            await record(asked, bytearray().extend)
 
 
 @pytest.mark.anyio
-async def test_what_the_file_raises_is_raised(start: Start, make_readiness: MakeReadiness) -> None:
+async def test_what_the_file_raises_is_raised(start: Start) -> None:
+    running_loop()  # what it starts lives as long as the loop, and is not the server's
+
     def full(lines: bytes) -> None:
         raise OSError(28, f"No space left for {len(lines)} bytes")
 
     async with start(GeneratorBackend(hello)) as serving:
         asked = question(f"http://{serving.address[0]}:{serving.address[1]}")
         with pytest.raises(OSError, match="No space left"):
-            await record(asked, full, make_readiness=make_readiness)
+            await record(asked, full)
         await until(lambda: not serving.connections)
 
 

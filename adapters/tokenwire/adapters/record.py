@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import signal
 import sys
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from tokenwire.backends.address import Address
 from tokenwire.backends.base import Link
-from tokenwire.backends.replay import DIALECTS
 from tokenwire.backends.upstream import parse_url
 from tokenwire.core.client import MAX_ERROR_BYTES, ResponseEvent, ResponseReader, ResponseReceived, encode_request
 from tokenwire.core.contracts import Dialect, Headers
@@ -29,10 +26,10 @@ from tokenwire.core.recording import MAX_READS, MAX_RECORDING_BYTES, Recorder
 from tokenwire.core.request import GenerationRequest, Message, TextPart
 
 from ._readers import some_duration_ns, whole_number
-from .byte_path import Readiness
-from .dialer import SocketDialer
+from .client import ENDPOINTS
+from .dialer import dialer_on
+from .runtime import running_loop
 from .server import LOOPS
-from .timers import Timers
 
 __all__ = ["DEFAULT_SILENCE_NS", "Question", "RecordError", "RecordedAnswer", "RecordingPeer", "add_command", "record"]
 
@@ -47,9 +44,6 @@ _LOOK_NS: Final = _SECOND
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
 _INTERRUPTED: Final = 128 + signal.SIGINT
 """The exit code of what Ctrl-C has ended, as shells have it."""
-
-_TARGETS: Final = {"openai_chat": "/chat/completions", "plain": "/chat"}
-"""What each dialect adds to a server's URL, where the URL does not end so."""
 
 
 class RecordError(Exception):
@@ -244,18 +238,13 @@ class RecordingPeer:
 
 
 async def record(
-    question: Question,
-    write: Callable[[bytes], object],
-    *,
-    make_readiness: Callable[[TaskGroup], Readiness],
-    silence_ns: int = DEFAULT_SILENCE_NS,
+    question: Question, write: Callable[[bytes], object], *, silence_ns: int = DEFAULT_SILENCE_NS
 ) -> RecordedAnswer:
     """Ask a server, and write its answer down. On asyncio and on trio.
 
     Args:
         question: what to ask.
         write: takes the recording's lines, as they come.
-        make_readiness: makes the running loop's readiness, such as `asyncio_server.readiness`.
         silence_ns: how long the server may be silent.
 
     Raises:
@@ -266,9 +255,7 @@ async def record(
     Cancelled, or interrupted from the keyboard, it writes the recording's end first.
     """
     peer = RecordingPeer(question, write, int(time.time()))
-    async with anyio.create_task_group() as tasks:
-        await _ask(peer, question.address, make_readiness(tasks), silence_ns)
-        tasks.cancel_scope.cancel()
+    await _ask(peer, question.address, silence_ns)
     if peer.fault is not None:
         raise peer.fault
     if peer.answer is None:
@@ -276,15 +263,14 @@ async def record(
     return peer.answer
 
 
-async def _ask(peer: RecordingPeer, address: Address, readiness: Readiness, silence_ns: int) -> None:
+async def _ask(peer: RecordingPeer, address: Address, silence_ns: int) -> None:
     """Connect, and wait until the peer has its answer, or the server has been silent for too long."""
-    now = time.monotonic_ns
-    timers = Timers(lambda deadline: readiness.set_timer(deadline, lambda: timers.run(now())))
+    running = running_loop()
+    now, timers = running.now, running.timers
     ended = anyio.Event()
     peer.ended = ended.set
-    dialer = SocketDialer(readiness, timers, now)
     deadline = now() + _CONNECT_NS
-    peer.link = dialer.connect(address.host, address.port, peer, tls=address.tls, deadline=deadline)
+    peer.link = dialer_on(running).connect(address.host, address.port, peer, tls=address.tls, deadline=deadline)
 
     def look() -> None:
         peer.look(now(), silence_ns)
@@ -315,7 +301,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add = parser.add_argument
     add("url", help="the server's URL, such as http://localhost:8000/v1, or the endpoint's")
     add("--output", "-o", type=Path, default=Path("recording.jsonl"), help="the file; it must not exist")
-    add("--dialect", choices=sorted(DIALECTS), default="openai_chat", help="what the server speaks")
+    add("--dialect", choices=sorted(ENDPOINTS), default="openai_chat", help="what the server speaks")
     add("--prompt", default="Name two birds.", help="what to ask")
     add("--model", default="", help="which model to ask; the server's own choice where it is left out")
     add("--max-tokens", type=whole_number(1), default=argparse.SUPPRESS, help="the longest answer")
@@ -345,7 +331,6 @@ def _run(options: argparse.Namespace, path: Path) -> RecordedAnswer:
     """Record into a new file, which is taken away again where nothing was recorded."""
     question = _question(options)
     choice = LOOPS[options.loop]
-    module = importlib.import_module(f"tokenwire.adapters.{choice.module}")
     with path.open("xb") as file:
         try:
 
@@ -353,7 +338,7 @@ def _run(options: argparse.Namespace, path: Path) -> RecordedAnswer:
                 file.write(lines)
                 file.flush()  # so that a process which is killed leaves whole lines
 
-            main = partial(record, question, write, make_readiness=module.readiness, silence_ns=options.silence)
+            main = partial(record, question, write, silence_ns=options.silence)
             return anyio.run(main, backend=choice.backend, backend_options=dict(choice.options))
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is None:
@@ -371,12 +356,11 @@ def _question(options: argparse.Namespace) -> Question:
         ValueError: the URL cannot be used.
         OSError: the body's file cannot be read.
     """
-    dialect, address = DIALECTS[options.dialect], parse_url(options.url)
-    suffix = _TARGETS[dialect.name]
-    target = address.path if address.path.endswith(suffix) else address.path + suffix
+    endpoint, address = ENDPOINTS[options.dialect], parse_url(options.url)
+    target = address.path if address.path.endswith(endpoint.path) else address.path + endpoint.path
     body: Path | None = getattr(options, "body", None)
-    asked = dialect.encode_request(_request(options)) if body is None else body.read_bytes()
-    return Question(address, target, dialect, asked, os.environ.get(_KEY_VARIABLE, "").strip())
+    asked = endpoint.dialect.encode_request(_request(options)) if body is None else body.read_bytes()
+    return Question(address, target, endpoint.dialect, asked, os.environ.get(_KEY_VARIABLE, "").strip())
 
 
 def _request(options: argparse.Namespace) -> GenerationRequest:
