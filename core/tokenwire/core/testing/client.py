@@ -34,7 +34,7 @@ from tokenwire.core.events import (
 
 from .clock import VirtualClock
 from .ledger import Told
-from .network import Endpoint
+from .network import Endpoint, Outbox
 
 __all__ = ["Answer", "Asked", "Heard", "Habits", "SimulatedClient", "draw_habits", "draw_requests", "hear"]  # noqa: RUF022
 
@@ -409,7 +409,7 @@ class SimulatedClient:
         self._note = note
         self._waiting = deque(requests)
         self._flood = 0 if requests[-1].last else habits.floods // len(_SIMPLE[0].data)
-        self._out = b""
+        self._outbox = Outbox(endpoint, self._all_sent, self._lose)
         self._late = b""
         self._parser = h11.Connection(h11.CLIENT)
         self._received = 0
@@ -422,9 +422,9 @@ class SimulatedClient:
         if self.habits.after_ns is not None:
             self._clock.call_at(self._clock.now() + self.habits.after_ns, self._leave)
         if self.habits.pipelines or self.habits.floods:
-            self._send(b"".join(asked.data for asked in self._waiting))
+            self._outbox.send(b"".join(asked.data for asked in self._waiting))
         if self.habits.floods:
-            self._send(_SIMPLE[0].data * self._flood)
+            self._outbox.send(_SIMPLE[0].data * self._flood)
         self._ask_next()
 
     def _ask_next(self) -> None:
@@ -448,7 +448,7 @@ class SimulatedClient:
 
     def _drip(self) -> None:
         if not self.done and not self.left:
-            self._send(b" ")
+            self._outbox.send(b" ")
             self._clock.call_at(self._clock.now() + _DRIP_NS, self._drip)
 
     def _finish(self) -> None:
@@ -486,42 +486,28 @@ class SimulatedClient:
     def _send_in_two(self, data: bytes) -> None:
         """Send a request, or its head first and the rest after a while."""
         if not self.habits.dawdle_ns:
-            self._send(data)
+            self._outbox.send(data)
             return
         head, separator, rest = data.partition(b"\r\n\r\n")
         self._late = rest
-        self._send(head + separator)
+        self._outbox.send(head + separator)
         self._clock.call_at(self._clock.now() + self.habits.dawdle_ns, self._send_late)
 
     def _send_late(self) -> None:
         rest, self._late = self._late, b""
         if rest and not self.done:
-            self._send(rest)
+            self._outbox.send(rest)
             if self.answers[-1].asked.cut == "ends":
                 self._shut_down_when_sent()
 
-    def _send(self, data: bytes) -> None:
-        self._out += data
-        self._flush()
-
     def _shut_down_when_sent(self) -> None:
         try:
-            if not self._out and not self._late:
+            if not self._outbox.waiting and not self._late:
                 self._endpoint.shutdown()
         except OSError:
             self._lose()
 
-    def _flush(self) -> None:
-        try:
-            while self._out:
-                self._out = self._out[self._endpoint.send(self._out) :]
-        except BlockingIOError:
-            self._endpoint.set_writer(self._flush)
-            return
-        except OSError:
-            self._lose()
-            return
-        self._endpoint.set_writer(None)
+    def _all_sent(self) -> None:
         if (self.left and self.habits.leaves == "half-close") or (
             self.answers and self.answers[-1].asked.cut == "ends"
         ):

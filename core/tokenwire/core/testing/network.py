@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from .clock import VirtualClock
 
-__all__ = ["Endpoint", "Faults", "Link"]
+__all__ = ["Endpoint", "Faults", "Link", "Outbox"]
 
 _WHOLE: Final = 1 << 16
 
@@ -288,6 +288,45 @@ class Endpoint:
         self._reader = None
         self._writer = None
         self._arrived.clear()
+
+
+class Outbox:
+    """What one end has to say, sent as far as the link takes it and kept as long as it does not.
+
+    Args:
+        endpoint: the end.
+        sent: called whenever all of it was taken.
+        lost: called when nothing can be sent any more.
+
+    Attributes:
+        waiting: what was not taken yet.
+    """
+
+    __slots__ = ("_endpoint", "_lost", "_sent", "waiting")
+
+    def __init__(self, endpoint: Endpoint, sent: Callable[[], None], lost: Callable[[], None]) -> None:
+        self._endpoint = endpoint
+        self._sent = sent
+        self._lost = lost
+        self.waiting = b""
+
+    def send(self, data: bytes) -> None:
+        """Say something, after what waits."""
+        self.waiting += data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self._endpoint.send(self.waiting) :]
+        except BlockingIOError:
+            self._endpoint.set_writer(self._flush)
+            return
+        except OSError:
+            self._lost()
+            return
+        self._endpoint.set_writer(None)
+        self._sent()
 
 
 class Link:

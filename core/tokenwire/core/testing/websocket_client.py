@@ -33,7 +33,7 @@ from .client import Answer, Asked
 from .clock import VirtualClock
 from .judge import Judge
 from .ledger import Ledger, tell
-from .network import Endpoint
+from .network import Endpoint, Outbox
 
 __all__ = ["Manners", "WebSocketClient", "draw_manners", "look_at_answers", "look_for_end"]
 
@@ -173,7 +173,7 @@ class WebSocketClient:
         offered = SUBPROTOCOLS if manners.objects else ()
         self._handshake = ClientHandshake("localhost", "/ws/chat", nonce=random.randbytes(16), subprotocols=offered)
         self._websocket: WebSocketConnection | None = None
-        self._out = b""
+        self._outbox = Outbox(endpoint, self._all_sent, self._lose)
         self._messages = 0
         self._left = False
         self._paused = False
@@ -261,26 +261,15 @@ class WebSocketClient:
 
     def _send(self, data: bytes) -> None:
         if not self.done:
-            self._out += data
-            self._flush()
+            self._outbox.send(data)
 
-    def _flush(self) -> None:
-        try:
-            while self._out:
-                self._out = self._out[self._endpoint.send(self._out) :]
-        except BlockingIOError:
-            self._endpoint.set_writer(self._flush)
-            return
-        except OSError:
-            self._lose()
-            return
-        self._endpoint.set_writer(None)
+    def _all_sent(self) -> None:
         if self._left and self.manners.leaves == "half-close":
             self._shut_down_when_sent()
 
     def _shut_down_when_sent(self) -> None:
         try:
-            if not self._out:
+            if not self._outbox.waiting:
                 self._endpoint.shutdown()
         except OSError:
             self._lose()
